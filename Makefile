@@ -1,0 +1,42 @@
+# Everything a newcomer needs. `make demo` and `make test` install by themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install check test demo promises clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      a real network of six daemons on this machine, from install to shutdown"
+	@echo "make test      every test"
+	@echo "make check     format, lint, types and import arrows"
+	@echo "make promises  the table of what moed promises, with the test that shows it"
+	@echo "make install   the environment in .venv alone"
+	@echo "make clean     removes .venv, .devnet and caches"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moed needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache
+
+test: install
+	$(BIN)/python -m pytest -q
+
+demo: install
+	$(BIN)/moed devnet run --validators 2 --miners 4 --epochs 3 $(if $(JSON),--json $(JSON))
+
+promises: install
+	$(BIN)/python -m tests.promises
+
+clean:
+	rm -rf $(VENV) .devnet .mypy_cache .pytest_cache .ruff_cache src/moed.egg-info build dist

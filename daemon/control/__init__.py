@@ -1,0 +1,1 @@
+"""Local control: HTTP on the Unix socket, and who may do what on it."""

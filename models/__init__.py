@@ -1,0 +1,1 @@
+"""Experts, gate, mixture and their training: torch, and nothing that waits."""

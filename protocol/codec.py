@@ -1,0 +1,147 @@
+"""Canonical CBOR between bytes and typed records, bounded before anything is decoded.
+
+What we accept is a strict subset of RFC 8949: definite lengths, shortest heads, no tags outside the caller's
+list, text keys without repeats, bounded size and depth, nothing after the item. `check_item` walks the heads
+before cbor2 sees the bytes, because cbor2 by itself also decodes shared references, bignums and regular
+expressions. Map keys are text only, so cbor2's canonical order and RFC 8949 section 4.2.1 agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+import cbor2
+import msgspec
+
+from .errors import Malformed, TooLarge
+
+MAX_DEPTH = 16
+MAX_RECORD_BYTES = 1 << 20
+
+_UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+_FLOAT_BYTES = {25: 2, 26: 4, 27: 8}
+_PLAIN_SIMPLE = (20, 21, 22)  # false, true, null
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every record that crosses the wire or the disk: immutable, named fields, nothing unknown."""
+
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+
+def read_head(data: memoryview, at: int) -> tuple[int, int, int]:
+    """The head at ``at``: (major type, argument, offset after it). Raises `Malformed` if it could be shorter."""
+    if at >= len(data):
+        raise Malformed("CBOR item ends inside a head")
+    major, info = data[at] >> 5, data[at] & 0x1F
+    if info < 24:
+        return major, info, at + 1
+    if info > 27:
+        raise Malformed("CBOR item of indefinite length or with a reserved head")
+    size = 1 << (info - 24)
+    end = at + 1 + size
+    if end > len(data):
+        raise Malformed("CBOR item ends inside a head")
+    argument = int.from_bytes(data[at + 1 : end], "big")
+    if major != _SIMPLE:
+        smallest = 24 if size == 1 else 1 << (size * 4)
+        if argument < smallest:
+            raise Malformed("CBOR head is not in its shortest form")
+    return major, argument, end
+
+
+def check_item(
+    data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tags: Collection[int] = ()
+) -> int:
+    """Walk the one CBOR item at ``at`` without decoding it; returns the offset after it.
+
+    Raises `Malformed` for anything outside our subset. Time and memory are linear in the bytes present: a
+    length that lies beyond the data is refused at its head.
+    """
+    # Each entry counts the items still to come at that depth; a map counts two for each pair.
+    pending = [1]
+    expects_key = [False]
+    while pending:
+        if pending[-1] == 0:
+            pending.pop()
+            expects_key.pop()
+            continue
+        if len(pending) > max_depth:
+            raise Malformed(f"CBOR item nested deeper than {max_depth}")
+        pending[-1] -= 1
+        is_key = expects_key[-1] and pending[-1] % 2 == 1
+        first = data[at] if at < len(data) else 0
+        major, argument, at = read_head(data, at)
+        if is_key and major != _TEXT:
+            raise Malformed("CBOR map key is not text")
+        if major in (_BYTES, _TEXT):
+            if argument > len(data) - at:
+                raise Malformed("CBOR string is longer than its message")
+            at += argument
+        elif major in (_ARRAY, _MAP):
+            count = argument * 2 if major == _MAP else argument
+            if count > len(data) - at:
+                raise Malformed("CBOR container has more items than its message has bytes")
+            pending.append(count)
+            expects_key.append(major == _MAP)
+        elif major == _TAG:
+            if argument not in tags:
+                raise Malformed(f"CBOR tag {argument} is not allowed here")
+            pending.append(1)
+            expects_key.append(False)
+        elif major == _SIMPLE and first & 0x1F not in _FLOAT_BYTES and argument not in _PLAIN_SIMPLE:
+            raise Malformed(f"CBOR simple value {argument} is not allowed here")
+    return at
+
+
+def encode(value: Any) -> bytes:
+    """The deterministic CBOR of a builtin ``value``: None, bool, int, float, str, bytes, list, dict with text keys."""
+    return cbor2.dumps(value, canonical=True)
+
+
+def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_RECORD_BYTES) -> Any:
+    """Decode one untagged CBOR item that fills ``data`` exactly.
+
+    Raises `TooLarge` over ``max_bytes`` and `Malformed` for everything outside our subset.
+    """
+    if len(data) > max_bytes:
+        raise TooLarge("CBOR item", len(data), max_bytes)
+    view = memoryview(data)
+    if check_item(view) != len(view):
+        raise Malformed("bytes follow the CBOR item")
+    try:
+        value = cbor2.loads(view)
+    except (cbor2.CBORDecodeError, UnicodeDecodeError) as error:
+        raise Malformed(f"CBOR item does not decode: {error}") from error
+    # Repeated keys collapse and unsorted keys reorder, so only re-encoding shows them.
+    if encode(value) != bytes(view):
+        raise Malformed("CBOR item is not in its one deterministic form")
+    return value
+
+
+def encode_record(record: msgspec.Struct) -> bytes:
+    """The deterministic CBOR of a record: the bytes that are stored, sent and signed."""
+    return encode(msgspec.to_builtins(record, builtin_types=(bytes,)))
+
+
+def decode_record(
+    data: bytes | bytearray | memoryview, kind: type[RecordT], *, max_bytes: int = MAX_RECORD_BYTES
+) -> RecordT:
+    """Decode ``data`` as one ``kind``, every field checked. Raises `Malformed` or `TooLarge`."""
+    return convert_record(decode(data, max_bytes=max_bytes), kind)
+
+
+def convert_record(value: Any, kind: type[RecordT]) -> RecordT:
+    """Check an already decoded builtin ``value`` against ``kind``, or raise `Malformed` naming the field."""
+    try:
+        return msgspec.convert(value, kind, strict=True, builtin_types=(bytes,))
+    except msgspec.ValidationError as error:
+        raise Malformed(f"not a {kind.__name__}: {error}") from error
+
+
+def require_length(name: str, value: bytes, length: int) -> None:
+    """Raise `Malformed` unless ``value`` has exactly ``length`` bytes (for ``__post_init__`` of records)."""
+    if len(value) != length:
+        raise Malformed(f"{name} is {length} bytes, not {len(value)}")

@@ -1,0 +1,44 @@
+"""Every domain-separation tag of the system, and the one hash and signing input that use them.
+
+A tag is part of what was signed or hashed for ever: changing one breaks stored keys, blocks and records, so a
+new meaning gets a new tag with a new version, and an old tag is never used again for something else.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from hashlib import blake2b
+
+
+class Domain(Enum):
+    """The purpose of a hash or signature; no two purposes share one."""
+
+    GENESIS = b"moed genesis v1"
+    SESSION_IDENTITY = b"moed session identity v1"
+    DATAGRAM = b"moed datagram v1"
+    RECORD = b"moed record v1"
+    RECORD_KEY = b"moed record key v1"
+    TRANSACTION = b"moed transaction v1"
+    TRANSACTIONS_ROOT = b"moed transactions root v1"
+    STATE_LEAF = b"moed state leaf v1"
+    STATE_NODE = b"moed state node v1"
+    BLOCK = b"moed block v1"
+    PROPOSAL = b"moed proposal v1"
+    VOTE = b"moed vote v1"
+    RECEIPT = b"moed receipt v1"
+    CHECKPOINT = b"moed checkpoint v1"
+
+
+def _framed(*parts: bytes) -> bytes:
+    """Parts joined with their lengths (8 bytes, big-endian), so that no two lists give the same bytes."""
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def tagged_hash(domain: Domain, *parts: bytes) -> bytes:
+    """The 32-byte BLAKE2b hash of ``parts`` under ``domain``."""
+    return blake2b(_framed(domain.value, *parts), digest_size=32).digest()
+
+
+def signing_input(domain: Domain, network_id: bytes, payload: bytes) -> bytes:
+    """The bytes that are really signed: purpose, network, payload, each framed with its length."""
+    return _framed(domain.value, network_id, payload)

@@ -1,0 +1,1 @@
+"""The service's unit files, shipped as package data."""

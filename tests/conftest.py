@@ -1,0 +1,30 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def published_vectors() -> Callable[[str], Any]:
+    """Reads one file of numbers published elsewhere, in place; skips with the reason where they are absent.
+
+    The folder is ``../shared/vectors`` beside the project, or ``$MOED_VECTORS``.
+    """
+    folder = Path(os.environ.get("MOED_VECTORS", ROOT.parent / "shared" / "vectors"))
+
+    def read(name: str) -> Any:
+        path = folder / name
+        if not path.is_file():
+            pytest.skip(f"published vectors are not here: {path} (set MOED_VECTORS)")
+        return json.loads(path.read_text())
+
+    return read
