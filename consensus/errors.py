@@ -3,7 +3,18 @@
 The tree:
 
     RuleBroken
-    └── InvalidEpochInput       the arrays given to an epoch contradict each other or their ranges
+    ├── InvalidEpochInput       the arrays given to an epoch contradict each other or their ranges
+    ├── InvalidGenesis          a genesis that no network can start from
+    ├── InvalidTransaction      refused by the ledger; the state is as before
+    │   ├── WrongNonce              not the sender's next transaction
+    │   ├── InsufficientBalance     the sender holds less than it spends
+    │   ├── AlreadyRegistered       the sender has a uid
+    │   ├── NotRegistered           the sender, or a uid that it names, is not registered
+    │   ├── NoFreeSlot              every uid is taken and still immune
+    │   ├── TooManyRegistrations    this block's share of new uids is used up
+    │   └── NotPermitted            the sender's uid may not do this now
+    ├── InvalidBlock            not applied; whoever signed it is at fault
+    └── InvalidCommit           signatures that do not add up to more than two thirds of the stake
 """
 
 from __future__ import annotations
@@ -24,3 +35,63 @@ class RuleBroken(Exception):
 
 class InvalidEpochInput(RuleBroken):
     """An epoch was asked for with inputs that no ledger can hold: a bug in the caller, or foreign data."""
+
+
+class InvalidGenesis(RuleBroken):
+    """The genesis contradicts itself; mend the file or get the network's own."""
+
+
+class InvalidTransaction(RuleBroken):
+    """The ledger refuses this transaction; the state is as before."""
+
+    code = "invalid_transaction"
+
+
+class WrongNonce(InvalidTransaction):
+    """The transaction is not the sender's next one: it was applied before, or an earlier one is missing."""
+
+    code = "wrong_nonce"
+
+
+class InsufficientBalance(InvalidTransaction):
+    """The sender's balance is smaller than what it would spend."""
+
+    code = "insufficient_balance"
+
+
+class AlreadyRegistered(InvalidTransaction):
+    """One key holds at most one uid."""
+
+    code = "already_registered"
+
+
+class NotRegistered(InvalidTransaction):
+    """The key or uid is not in the metagraph."""
+
+    code = "not_registered"
+
+
+class NoFreeSlot(InvalidTransaction):
+    """Every uid is taken and none may be replaced yet; try again when an immunity has ended."""
+
+    code = "no_free_slot"
+
+
+class TooManyRegistrations(InvalidTransaction):
+    """The block holds its limit of registrations; the next one has room."""
+
+    code = "too_many_registrations"
+
+
+class NotPermitted(InvalidTransaction):
+    """The rule protects others from what this uid asks."""
+
+    code = "not_permitted"
+
+
+class InvalidBlock(RuleBroken):
+    """A block breaks a rule of the chain; it is not applied, and no honest validator votes for it."""
+
+
+class InvalidCommit(RuleBroken):
+    """A commit does not prove that more than two thirds of the stake signed this block."""

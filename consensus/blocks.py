@@ -1,0 +1,202 @@
+"""Blocks, votes and commits: the records that the chain is made of, and their hashes and signatures."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from moed.protocol.codec import Record, encode, encode_record, require_length
+from moed.protocol.domains import Domain, tagged_hash
+from moed.protocol.errors import BadSignature
+from moed.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
+
+from .errors import InvalidCommit
+from .params import NonNegative
+from .state import ValidatorSet
+from .transactions import SignedTransaction
+from .turns import is_quorum, power_of, total_power
+
+HASH_BYTES = 32
+NO_BLOCK = b""
+"""The block hash of a vote for no block (nil)."""
+MAX_ROUND = 1_000
+"""A network that disagrees this often at one height needs people, not another round."""
+
+Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
+
+
+class VoteKind(IntEnum):
+    """The two votes of a round, in order."""
+
+    PREVOTE = 1
+    PRECOMMIT = 2
+
+
+class Header(Record, frozen=True, kw_only=True):
+    """What a block is known by. ``state_root`` is the root after this block; ``time_ms`` is unix time."""
+
+    version: Annotated[int, Meta(ge=1, le=1)] = 1
+    height: Annotated[int, Meta(ge=1)]
+    parent: bytes
+    proposer: bytes
+    time_ms: NonNegative
+    transactions_root: bytes
+    state_root: bytes
+    last_commit_hash: bytes
+
+    def __post_init__(self) -> None:
+        for name in ("parent", "transactions_root", "state_root", "last_commit_hash"):
+            require_length(name, getattr(self, name), HASH_BYTES)
+        require_length("proposer", self.proposer, PUBLIC_KEY_BYTES)
+
+    @property
+    def hash(self) -> bytes:
+        """The 32-byte hash that names the block."""
+        return tagged_hash(Domain.BLOCK, encode_record(self))
+
+
+class CommitSignature(Record, frozen=True, kw_only=True):
+    """One validator's precommit inside a commit."""
+
+    validator: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        require_length("validator", self.validator, PUBLIC_KEY_BYTES)
+        require_length("signature", self.signature, SIGNATURE_BYTES)
+
+
+class Commit(Record, frozen=True, kw_only=True):
+    """The precommits that made a block final: more than two thirds of the stake, in the order of the keys."""
+
+    height: NonNegative
+    round: Round
+    block_hash: bytes
+    signatures: tuple[CommitSignature, ...] = ()
+
+    @property
+    def hash(self) -> bytes:
+        return tagged_hash(Domain.BLOCK, encode_record(self))
+
+
+GENESIS_COMMIT = Commit(height=0, round=0, block_hash=NO_BLOCK)
+"""Stands before the first block, which no vote precedes."""
+
+
+class Block(Record, frozen=True, kw_only=True):
+    """A header, what it carries, and the commit of the block before it."""
+
+    header: Header
+    transactions: tuple[SignedTransaction, ...] = ()
+    last_commit: Commit = GENESIS_COMMIT
+
+    @property
+    def height(self) -> int:
+        return self.header.height
+
+    @property
+    def hash(self) -> bytes:
+        return self.header.hash
+
+
+class Vote(Record, frozen=True, kw_only=True):
+    """One validator's prevote or precommit for a block hash, or for none, in one round of one height."""
+
+    kind: VoteKind
+    height: Annotated[int, Meta(ge=1)]
+    round: Round
+    block_hash: bytes
+    validator: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        if self.block_hash != NO_BLOCK:
+            require_length("block_hash", self.block_hash, HASH_BYTES)
+        require_length("validator", self.validator, PUBLIC_KEY_BYTES)
+        require_length("signature", self.signature, SIGNATURE_BYTES)
+
+    def check_signature(self, network_id: bytes) -> None:
+        """Raise `BadSignature` unless the validator signed exactly this vote for this network."""
+        payload = vote_payload(self.kind, self.height, self.round, self.block_hash)
+        verify(self.validator, Domain.VOTE, network_id, payload, self.signature)
+
+
+class Proposal(Record, frozen=True, kw_only=True):
+    """A block put up for a round; ``valid_round`` is the earlier round in which it had a quorum, or -1."""
+
+    round: Round
+    valid_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)]
+    block: Block
+    signature: bytes
+
+    @property
+    def height(self) -> int:
+        return self.block.height
+
+    def check_signature(self, network_id: bytes, proposer: bytes) -> None:
+        """Raise `BadSignature` unless ``proposer``, whose turn it is, signed this block for this round."""
+        payload = proposal_payload(self.height, self.round, self.valid_round, self.block.hash)
+        verify(proposer, Domain.PROPOSAL, network_id, payload, self.signature)
+
+
+def vote_payload(kind: VoteKind, height: int, round_number: int, block_hash: bytes) -> bytes:
+    """The bytes that a vote signs."""
+    return encode([int(kind), height, round_number, block_hash])
+
+
+def proposal_payload(height: int, round_number: int, valid_round: int, block_hash: bytes) -> bytes:
+    """The bytes that a proposal signs."""
+    return encode([height, round_number, valid_round, block_hash])
+
+
+def sign_vote(
+    identity: Identity, network_id: bytes, kind: VoteKind, height: int, round_number: int, block_hash: bytes
+) -> Vote:
+    """Sign a vote. Callers go through a signer that has put the vote on disk first."""
+    payload = vote_payload(kind, height, round_number, block_hash)
+    return Vote(
+        kind=kind,
+        height=height,
+        round=round_number,
+        block_hash=block_hash,
+        validator=identity.public_key,
+        signature=identity.sign(Domain.VOTE, network_id, payload),
+    )
+
+
+def sign_proposal(identity: Identity, network_id: bytes, round_number: int, valid_round: int, block: Block) -> Proposal:
+    """Sign a proposal. Callers go through a signer that has put it on disk first."""
+    payload = proposal_payload(block.height, round_number, valid_round, block.hash)
+    signature = identity.sign(Domain.PROPOSAL, network_id, payload)
+    return Proposal(round=round_number, valid_round=valid_round, block=block, signature=signature)
+
+
+def check_commit(commit: Commit, block: Header, validators: ValidatorSet, network_id: bytes) -> int:
+    """The stake that signed ``block`` in ``commit``; raises `InvalidCommit` unless it is over two thirds.
+
+    ``validators`` is the set that decided the block's height. Each signature is checked; a repeated or foreign
+    validator makes the whole commit invalid.
+    """
+    if (commit.height, commit.block_hash) != (block.height, block.hash):
+        wanted, got = (block.height, block.hash.hex()), (commit.height, commit.block_hash.hex())
+        raise InvalidCommit("block that the commit is for", wanted, got)
+    keys = [entry.validator for entry in commit.signatures]
+    if keys != sorted(set(keys)):
+        raise InvalidCommit("validators of the commit", "each once, keys rising", len(keys))
+    payload = vote_payload(VoteKind.PRECOMMIT, commit.height, commit.round, commit.block_hash)
+    signed = 0
+    for entry in commit.signatures:
+        power = power_of(validators, entry.validator)
+        if power == 0:
+            raise InvalidCommit("signer of the commit", "a validator", entry.validator.hex())
+        try:
+            verify(entry.validator, Domain.VOTE, network_id, payload, entry.signature)
+        except BadSignature as error:
+            raise InvalidCommit("signature in the commit", entry.validator.hex(), "a forged one") from error
+        signed += power
+    total = total_power(validators)
+    if not is_quorum(signed, total):
+        raise InvalidCommit("stake behind the commit", f"over two thirds of {total}", signed)
+    return signed

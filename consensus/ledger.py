@@ -1,0 +1,136 @@
+"""The ledger: `apply` one transaction to the state, or refuse it and leave the state as it was."""
+
+from __future__ import annotations
+
+from .errors import (
+    AlreadyRegistered,
+    InsufficientBalance,
+    NoFreeSlot,
+    NotPermitted,
+    NotRegistered,
+    TooManyRegistrations,
+    WrongNonce,
+)
+from .params import ChainParams
+from .state import (
+    TOTALS_KEY,
+    Account,
+    Neuron,
+    Overlay,
+    account_key,
+    change,
+    neuron_key,
+    read_account,
+    read_neuron,
+    read_neurons,
+    read_totals,
+)
+from .transactions import AddStake, Register, SetWeights, SignedTransaction, Transfer
+
+
+def apply(state: Overlay, transaction: SignedTransaction, *, params: ChainParams, height: int) -> None:
+    """Apply one transaction, already checked for its signature, in the block at ``height``.
+
+    Raises a subclass of `InvalidTransaction`; then ``state`` is unchanged. Units are conserved: no
+    transaction makes or destroys any.
+    """
+    step = Overlay(state)
+    sender = read_account(step, transaction.sender)
+    if transaction.nonce != sender.nonce:
+        raise WrongNonce("next nonce of the sender", sender.nonce, transaction.nonce)
+    put_account(step, transaction.sender, change(sender, nonce=sender.nonce + 1))
+    match transaction.body:
+        case Transfer() as body:
+            _transfer(step, transaction.sender, body)
+        case AddStake() as body:
+            _add_stake(step, transaction.sender, body)
+        case Register():
+            _register(step, transaction.sender, params, height)
+        case SetWeights() as body:
+            _set_weights(step, transaction.sender, body, height)
+    state.absorb(step)
+
+
+def put_account(state: Overlay, public_key: bytes, account: Account) -> None:
+    """Write the account of a key."""
+    state.put(account_key(public_key), account)
+
+
+def credit(state: Overlay, public_key: bytes, *, balance: int = 0, stake: int = 0) -> None:
+    """Add units to an account; the caller takes them from somewhere or mints them."""
+    account = read_account(state, public_key)
+    put_account(state, public_key, change(account, balance=account.balance + balance, stake=account.stake + stake))
+
+
+def _spend(state: Overlay, public_key: bytes, amount: int) -> None:
+    account = read_account(state, public_key)
+    if account.balance < amount:
+        raise InsufficientBalance("balance of the sender in units", f"at least {amount}", account.balance)
+    put_account(state, public_key, change(account, balance=account.balance - amount))
+
+
+def _transfer(state: Overlay, sender: bytes, body: Transfer) -> None:
+    _spend(state, sender, body.amount)
+    credit(state, body.to, balance=body.amount)
+
+
+def _add_stake(state: Overlay, sender: bytes, body: AddStake) -> None:
+    _spend(state, sender, body.amount)
+    credit(state, sender, stake=body.amount)
+
+
+def _register(state: Overlay, sender: bytes, params: ChainParams, height: int) -> None:
+    account = read_account(state, sender)
+    if account.uid is not None:
+        raise AlreadyRegistered("uid of the sender", None, account.uid)
+    totals = read_totals(state)
+    if totals.registrations_in_block >= params.max_registrations_per_block:
+        limit = params.max_registrations_per_block
+        raise TooManyRegistrations("registrations in this block", f"under {limit}", limit)
+    uid = totals.uids
+    if uid == params.max_uids:
+        uid = _prune(state, params, height)
+    else:
+        totals = change(totals, uids=uid + 1)
+    state.put(TOTALS_KEY, change(totals, registrations_in_block=totals.registrations_in_block + 1))
+    # last_update is the block before, so that weights set earlier by nobody do not count as fresh
+    state.put(neuron_key(uid), Neuron(uid=uid, key=sender, registered_block=height, last_update=height))
+    put_account(state, sender, change(account, uid=uid))
+
+
+def _prune(state: Overlay, params: ChainParams, height: int) -> int:
+    """Free the slot of the neuron that earned least in the last epoch; returns its uid.
+
+    Ties go to the older registration, then to the lower uid (the reference chain's order). Validators that sign
+    blocks and neurons within their immunity period stay.
+    """
+    candidates = [
+        neuron
+        for neuron in read_neurons(state)
+        if not neuron.has_permit and height - neuron.registered_block >= params.immunity_period
+    ]
+    if not candidates:
+        raise NoFreeSlot("slots that may be given up", "at least one", 0)
+    gone = min(candidates, key=lambda neuron: (neuron.emission, neuron.registered_block, neuron.uid))
+    put_account(state, gone.key, change(read_account(state, gone.key), uid=None))
+    for neuron in read_neurons(state):
+        # what others said of the old holder must not pay the new one
+        weights = tuple((uid, 0 if uid == gone.uid else weight) for uid, weight in neuron.weights)
+        bonds = tuple((uid, bond) for uid, bond in neuron.bonds if uid != gone.uid)
+        if (weights, bonds) != (neuron.weights, neuron.bonds):
+            state.put(neuron_key(neuron.uid), change(neuron, weights=weights, bonds=bonds))
+    return gone.uid
+
+
+def _set_weights(state: Overlay, sender: bytes, body: SetWeights, height: int) -> None:
+    account = read_account(state, sender)
+    neuron = read_neuron(state, account.uid) if account.uid is not None else None
+    if neuron is None:
+        raise NotRegistered("uid of the sender", "a registered one", None)
+    if not neuron.has_permit:
+        raise NotPermitted("validator permit of the sender", True, False)
+    slots = read_totals(state).uids
+    unknown = [uid for uid, _ in body.weights if uid >= slots]
+    if unknown:
+        raise NotRegistered("uids of the weight row", f"under {slots}", unknown[0])
+    state.put(neuron_key(neuron.uid), change(neuron, weights=body.weights, last_update=height))

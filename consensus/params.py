@@ -1,0 +1,72 @@
+"""Every economic and timing constant of a network, with its unit and reason, in one table.
+
+The defaults are those of a long-lived network. A genesis holds the whole table, so a network's constants are
+part of its id; nothing else in the code holds one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from moed.protocol.codec import Record
+
+CREDIT = 10**9
+"""Units in one credit; every amount in the ledger is an integer number of units."""
+
+U16 = 65_535
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+ShareU16 = Annotated[int, Meta(ge=0, le=U16)]
+
+
+class ChainParams(Record, frozen=True, kw_only=True):
+    """The constants of one network.
+
+    Time: ``block_interval_ms`` is the pause between blocks; ``tempo`` the number of blocks in an epoch. The
+    time-outs of the rounds are ``timeout_*_ms`` plus ``timeout_delta_ms`` for each round, all scaled by nothing:
+    they bound the network's delay, not the block interval.
+    """
+
+    block_interval_ms: Positive = 12_000
+    tempo: Positive = 360
+    timeout_propose_ms: Positive = 3_000
+    timeout_vote_ms: Positive = 1_000
+    timeout_delta_ms: Positive = 500
+    max_clock_drift_ms: Positive = 10_000  # how far ahead of a validator's clock a block's time may be
+
+    emission_per_block: NonNegative = CREDIT
+    halving_interval: Positive = 10_500_000  # blocks; emission halves after each (about four years at 12 s)
+
+    max_uids: Annotated[int, Meta(ge=1, le=U16)] = 256
+    max_allowed_validators: Positive = 64
+    max_registrations_per_block: Positive = 8  # a burst of new keys cannot turn over the slots at once
+    immunity_period: NonNegative = 7_200  # blocks in which a new uid is not replaced
+    min_stake: NonNegative = 0  # units under which stake does not count in the epoch
+
+    yuma_version: Annotated[int, Meta(ge=1, le=3)] = 1
+    kappa_u16: ShareU16 = 32_767  # half of the stake decides a weight
+    bonds_penalty_u16: ShareU16 = U16
+    bonds_moving_average_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 900_000
+    activity_cutoff: Positive = 5_000  # blocks without new weights after which a validator does not count
+
+    max_block_transactions: Positive = 2_000
+    max_block_bytes: Positive = 1 << 20
+
+
+DEVNET = ChainParams(
+    block_interval_ms=1_000,
+    tempo=20,
+    immunity_period=200,
+    activity_cutoff=200,
+    timeout_propose_ms=2_000,
+    timeout_vote_ms=1_000,
+)
+"""A network on one machine: an epoch every 20 seconds, so that people see one pass."""
+
+
+def emission_at(params: ChainParams, height: int) -> int:
+    """Units minted for the block at ``height``: halved once for each full halving interval before it."""
+    return params.emission_per_block >> (height // params.halving_interval)

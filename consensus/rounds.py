@@ -1,0 +1,316 @@
+"""Agreement on one block of one height: the rules of Tendermint by stake, as a machine that never waits.
+
+The rules and their numbers are those of "The latest gossip on BFT consensus" (Buchman, Kwon, Milosevic,
+arXiv 1807.04938, algorithm 1). The machine takes proposals, votes and time-outs, and returns effects: what to
+sign, what to schedule, what is decided. Whoever carries the effects out puts a vote on disk before it goes on the
+wire, sends it, and gives it back here; the machine counts its own votes like anybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from moed.protocol.errors import Unexpected
+
+from .blocks import MAX_ROUND, NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind
+from .params import ChainParams
+from .state import ValidatorSet
+from .tally import Tally
+from .turns import power_of, proposer
+
+MAX_ROUNDS_AHEAD = 50
+"""Votes further ahead than this are not kept: memory stays bounded whatever peers send."""
+
+
+class Step(IntEnum):
+    """Where the machine stands in its round."""
+
+    WAITING = 0  # for the block interval to pass
+    PROPOSE = 1
+    PREVOTE = 2
+    PRECOMMIT = 3
+    DECIDED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Timeout:
+    """Names what is awaited; one that comes late changes nothing."""
+
+    height: int
+    round: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """It is our turn: sign ``block``, or a new one if it is None, for this round."""
+
+    round: int
+    valid_round: int
+    block: Block | None
+
+
+@dataclass(frozen=True, slots=True)
+class CastVote:
+    """Persist, sign and send this vote."""
+
+    kind: VoteKind
+    round: int
+    block_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleTimeout:
+    """Give ``timeout`` to `Rounds.on_timeout` after this many milliseconds."""
+
+    timeout: Timeout
+    after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The block is final."""
+
+    block: Block
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Two different votes of one validator in one round: proof that it lies."""
+
+    first: Vote
+    second: Vote
+
+
+Effect = Propose | CastVote | ScheduleTimeout | Decide | Equivocation
+
+
+class Rounds:
+    """The agreement on one height. ``me`` is our key, or None for a node that only watches."""
+
+    def __init__(
+        self,
+        height: int,
+        validators: ValidatorSet,
+        me: bytes | None,
+        *,
+        params: ChainParams,
+        network_id: bytes,
+        is_valid: Callable[[Block], bool],
+    ) -> None:
+        """``is_valid`` judges a block of this height by the chain's rules; it is asked once for each block."""
+        self.height = height
+        self.round = 0
+        self.step = Step.WAITING
+        self.tally = Tally(validators)
+        self.proposals: dict[int, Proposal] = {}
+        self._me = me if me is not None and power_of(validators, me) else None
+        self._params = params
+        self._network_id = network_id
+        self._is_valid = is_valid
+        self._validity: dict[bytes, bool] = {}
+        self._locked: tuple[int, bytes] = (-1, NO_BLOCK)
+        self._valid: tuple[int, Block | None] = (-1, None)
+        self._fired: set[tuple[str, int]] = set()
+
+    # what comes in
+
+    def start(self) -> list[Effect]:
+        """Begin round 0: the block interval has passed."""
+        if self.step != Step.WAITING:
+            return []
+        return self._start_round(0) + self._react()
+
+    def on_proposal(self, proposal: Proposal) -> list[Effect]:
+        """Take a proposal. Raises `Unexpected` or `BadSignature`; then nothing changed."""
+        self._require_this_height(proposal.height, proposal.round)
+        turn = proposer(self.tally.validators, proposal.round)
+        proposal.check_signature(self._network_id, turn)
+        if proposal.valid_round >= proposal.round:
+            raise Unexpected(f"a valid round of {proposal.valid_round} is not before round {proposal.round}")
+        self.proposals.setdefault(proposal.round, proposal)
+        return self._react()
+
+    def on_vote(self, vote: Vote) -> list[Effect]:
+        """Take a vote. Raises `Unexpected` or `BadSignature`; then nothing changed."""
+        self._require_this_height(vote.height, vote.round)
+        if power_of(self.tally.validators, vote.validator) == 0:
+            raise Unexpected("a vote by a key that is no validator of this height")
+        vote.check_signature(self._network_id)
+        earlier = self.tally.add(vote)
+        lied: list[Effect] = [Equivocation(earlier, vote)] if earlier is not None else []
+        return lied + self._react()
+
+    def on_timeout(self, timeout: Timeout) -> list[Effect]:
+        """Take a time-out; a stale one changes nothing (rules T1 to T3)."""
+        if (timeout.height, timeout.round) != (self.height, self.round) or self.step == Step.DECIDED:
+            return []
+        if timeout.step == Step.PROPOSE and self.step == Step.PROPOSE:
+            return self._cast(VoteKind.PREVOTE, NO_BLOCK) + self._react()
+        if timeout.step == Step.PREVOTE and self.step == Step.PREVOTE:
+            return self._cast(VoteKind.PRECOMMIT, NO_BLOCK) + self._react()
+        if timeout.step == Step.PRECOMMIT:
+            return self._start_round(self.round + 1) + self._react()
+        return []
+
+    def has_vote(self, vote: Vote) -> bool:
+        """Whether this validator's vote of that round and kind is counted already."""
+        return self.tally.has_vote(vote.kind, vote.round, vote.validator)
+
+    def _require_this_height(self, height: int, round_number: int) -> None:
+        if height != self.height:
+            raise Unexpected(f"a message for height {height} while deciding {self.height}")
+        if round_number > min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND):
+            raise Unexpected(f"a message for round {round_number} while in round {self.round}")
+
+    # the rules
+
+    def _react(self) -> list[Effect]:
+        """Apply the rules until none has anything more to do."""
+        effects: list[Effect] = []
+        rules = (
+            self._rule_8_decide,
+            self._rule_9_catch_up,
+            self._rule_2_fresh_proposal,
+            self._rule_3_proposal_again,
+            self._rule_4_wait_for_prevotes,
+            self._rule_5_lock,
+            self._rule_6_nil,
+            self._rule_7_wait_for_precommits,
+        )
+        progressed = True
+        while progressed and self.step != Step.DECIDED:
+            progressed = False
+            for rule in rules:
+                done = rule()
+                if done is not None:
+                    effects += done
+                    progressed = True
+                    break
+        return effects
+
+    def _start_round(self, round_number: int) -> list[Effect]:
+        """Rule 1: propose if it is our turn, else wait for the proposal."""
+        self.round = round_number
+        self.step = Step.PROPOSE
+        effects: list[Effect] = [self._schedule(Step.PROPOSE, self._params.timeout_propose_ms)]
+        if proposer(self.tally.validators, round_number) == self._me:
+            valid_round, block = self._valid
+            effects.append(Propose(round_number, valid_round, block))
+        return effects
+
+    def _rule_2_fresh_proposal(self) -> list[Effect] | None:
+        proposal = self.proposals.get(self.round)
+        if self.step != Step.PROPOSE or proposal is None or proposal.valid_round != -1:
+            return None
+        locked_round, locked_hash = self._locked
+        may = locked_round == -1 or locked_hash == proposal.block.hash
+        return self._cast(VoteKind.PREVOTE, self._if_valid(proposal.block, may))
+
+    def _rule_3_proposal_again(self) -> list[Effect] | None:
+        proposal = self.proposals.get(self.round)
+        if self.step != Step.PROPOSE or proposal is None or proposal.valid_round == -1:
+            return None
+        block_hash = proposal.block.hash
+        if not self.tally.has_quorum(VoteKind.PREVOTE, proposal.valid_round, block_hash):
+            return None
+        locked_round, locked_hash = self._locked
+        may = locked_round <= proposal.valid_round or locked_hash == block_hash
+        return self._cast(VoteKind.PREVOTE, self._if_valid(proposal.block, may))
+
+    def _rule_4_wait_for_prevotes(self) -> list[Effect] | None:
+        if self.step != Step.PREVOTE or not self.tally.has_quorum_of_any(VoteKind.PREVOTE, self.round):
+            return None
+        return self._once("prevote wait", self._schedule(Step.PREVOTE, self._params.timeout_vote_ms))
+
+    def _rule_5_lock(self) -> list[Effect] | None:
+        proposal = self.proposals.get(self.round)
+        if self.step < Step.PREVOTE or proposal is None:
+            return None
+        block_hash = proposal.block.hash
+        if not self.tally.has_quorum(VoteKind.PREVOTE, self.round, block_hash):
+            return None
+        if ("lock", self.round) in self._fired or not self._judge(proposal.block):
+            return None
+        self._fired.add(("lock", self.round))
+        # valid moves even when the lock does not: a later proposer then offers what a quorum wanted
+        self._valid = (self.round, proposal.block)
+        if self.step != Step.PREVOTE:
+            return []
+        self._locked = (self.round, block_hash)
+        return self._cast(VoteKind.PRECOMMIT, block_hash)
+
+    def _rule_6_nil(self) -> list[Effect] | None:
+        if self.step != Step.PREVOTE:
+            return None
+        if not self.tally.has_quorum(VoteKind.PREVOTE, self.round, NO_BLOCK):
+            return None
+        return self._cast(VoteKind.PRECOMMIT, NO_BLOCK)
+
+    def _rule_7_wait_for_precommits(self) -> list[Effect] | None:
+        if self.step == Step.WAITING or not self.tally.has_quorum_of_any(VoteKind.PRECOMMIT, self.round):
+            return None
+        return self._once("precommit wait", self._schedule(Step.PRECOMMIT, self._params.timeout_vote_ms))
+
+    def _rule_8_decide(self) -> list[Effect] | None:
+        # also for rounds that are over, and before our own start: a quorum is a quorum
+        for round_number in self.tally.rounds():
+            block_hash = self.tally.quorum_hash(VoteKind.PRECOMMIT, round_number)
+            if not block_hash:
+                continue
+            block = self._find_block(block_hash)
+            if block is None or not self._judge(block):
+                continue
+            self.step = Step.DECIDED
+            return [Decide(block, self.tally.commit(self.height, round_number, block_hash))]
+        return None
+
+    def _rule_9_catch_up(self) -> list[Effect] | None:
+        if self.step == Step.WAITING:
+            return None
+        for round_number in reversed(self.tally.rounds()):
+            if round_number <= self.round:
+                return None
+            # over one third of the stake is there, so at least one honest validator is
+            if 3 * self.tally.power_in_round(round_number) > self.tally.total:
+                return self._start_round(round_number)
+        return None
+
+    # their parts
+
+    def _cast(self, kind: VoteKind, block_hash: bytes) -> list[Effect]:
+        self.step = Step.PREVOTE if kind is VoteKind.PREVOTE else Step.PRECOMMIT
+        return [CastVote(kind, self.round, block_hash)] if self._me is not None else []
+
+    def _schedule(self, step: Step, base_ms: int) -> ScheduleTimeout:
+        after_ms = base_ms + self.round * self._params.timeout_delta_ms
+        return ScheduleTimeout(Timeout(self.height, self.round, step), after_ms)
+
+    def _once(self, name: str, effect: Effect) -> list[Effect] | None:
+        if (name, self.round) in self._fired:
+            return None
+        self._fired.add((name, self.round))
+        return [effect]
+
+    def _if_valid(self, block: Block, may: bool) -> bytes:
+        return block.hash if may and self._judge(block) else NO_BLOCK
+
+    def _judge(self, block: Block) -> bool:
+        block_hash = block.hash
+        if block_hash not in self._validity:
+            self._validity[block_hash] = self._is_valid(block)
+        return self._validity[block_hash]
+
+    def _find_block(self, block_hash: bytes) -> Block | None:
+        blocks = (proposal.block for proposal in self.proposals.values())
+        return next((block for block in blocks if block.hash == block_hash), None)
+
+
+def signed_share(commit: Commit, validators: ValidatorSet) -> float:
+    """The share of the stake whose signature is in a commit, for people to read."""
+    signed = sum(power_of(validators, entry.validator) for entry in commit.signatures)
+    total = sum(member.power for member in validators.members)
+    return signed / total if total else 0.0

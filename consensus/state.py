@@ -1,0 +1,189 @@
+"""The state of the ledger: typed records under short keys, read through overlays and summed up by one root.
+
+A key is one table byte and an identifier. `Overlay` keeps what changed apart from what it stands on, so a
+refused transaction or block leaves no trace, and the cost of a step grows with what it touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Protocol, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from moed.protocol.codec import Record, decode_record, encode_record
+from moed.protocol.identity import NodeId, node_id_of
+
+NonNegative = Annotated[int, Meta(ge=0)]
+
+
+class Account(Record, frozen=True, kw_only=True):
+    """What a key holds. Amounts in units; ``nonce`` is the number of the next transaction that it may send."""
+
+    balance: NonNegative = 0
+    stake: NonNegative = 0
+    nonce: NonNegative = 0
+    uid: int | None = None
+
+
+class Neuron(Record, frozen=True, kw_only=True):
+    """One uid of the metagraph: whose it is, and what the last epoch said of it.
+
+    ``*_u16`` are shares scaled to 65535; ``emission`` is what the last epoch paid, in units.
+    """
+
+    uid: int
+    key: bytes
+    registered_block: int
+    last_update: int
+    has_permit: bool = False
+    is_active: bool = False
+    consensus_u16: int = 0
+    incentive_u16: int = 0
+    dividends_u16: int = 0
+    trust_u16: int = 0
+    emission: int = 0
+    incentive_emission: int = 0
+    weights: tuple[tuple[int, int], ...] = ()
+    bonds: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def node_id(self) -> NodeId:
+        return node_id_of(self.key)
+
+
+class Validator(Record, frozen=True, kw_only=True):
+    """One signer of blocks: its power is the stake that it had when the epoch began."""
+
+    key: bytes
+    power: Annotated[int, Meta(ge=1)]
+    priority: int = 0  # turns to propose come round by this; see consensus/turns.py
+
+
+class ValidatorSet(Record, frozen=True, kw_only=True):
+    """Who signs blocks now, in the order of their keys."""
+
+    members: tuple[Validator, ...] = ()
+
+
+class Totals(Record, frozen=True, kw_only=True):
+    """Sums over the whole ledger, kept as they change.
+
+    ``supply`` is all units in existence (balances and stakes); ``uids`` the number of slots in use;
+    ``epoch`` the number of epochs completed, the last at block ``epoch_block``.
+    """
+
+    supply: NonNegative = 0
+    uids: NonNegative = 0
+    epoch: NonNegative = 0
+    epoch_block: NonNegative = 0
+    registrations_in_block: NonNegative = 0
+
+
+StateRecord = Account | Neuron | ValidatorSet | Totals
+
+_TABLES: dict[bytes, type[StateRecord]] = {b"a": Account, b"n": Neuron, b"v": ValidatorSet, b"t": Totals}
+TOTALS_KEY = b"t"
+VALIDATORS_KEY = b"v"
+
+
+def account_key(public_key: bytes) -> bytes:
+    return b"a" + public_key
+
+
+def neuron_key(uid: int) -> bytes:
+    return b"n" + uid.to_bytes(2, "big")
+
+
+def decode_state_record(key: bytes, value: bytes) -> StateRecord:
+    """The record stored under ``key``. Raises `Malformed` if the bytes are not one of that table."""
+    return decode_record(value, _TABLES[key[:1]])
+
+
+class StateReader(Protocol):
+    """Anything that a record can be looked up in."""
+
+    def get(self, key: bytes, /) -> StateRecord | None: ...
+
+
+RecordT = TypeVar("RecordT", bound=msgspec.Struct)
+
+
+class Overlay:
+    """Changes over a base that stays untouched until somebody takes `changes` and applies them there."""
+
+    def __init__(self, base: StateReader) -> None:
+        self._base = base
+        self._changes: dict[bytes, StateRecord] = {}
+
+    def get(self, key: bytes, /) -> StateRecord | None:
+        changed = self._changes.get(key)
+        return changed if changed is not None else self._base.get(key)
+
+    def put(self, key: bytes, record: StateRecord) -> None:
+        self._changes[key] = record
+
+    def absorb(self, other: Overlay) -> None:
+        """Take over the changes of an overlay that stands on this one."""
+        self._changes.update(other.changes)
+
+    @property
+    def changes(self) -> Mapping[bytes, StateRecord]:
+        return self._changes
+
+    def encoded_changes(self) -> dict[bytes, bytes]:
+        """The changed records as their canonical bytes, in the order of their keys."""
+        return {key: encode_record(self._changes[key]) for key in sorted(self._changes)}
+
+
+class State:
+    """A whole state in memory: the base of overlays."""
+
+    def __init__(self, records: Mapping[bytes, StateRecord] | None = None) -> None:
+        self._records: dict[bytes, StateRecord] = dict(records or {})
+
+    def get(self, key: bytes, /) -> StateRecord | None:
+        return self._records.get(key)
+
+    def apply(self, changes: Mapping[bytes, StateRecord]) -> None:
+        self._records.update(changes)
+
+    def items(self) -> Iterator[tuple[bytes, StateRecord]]:
+        return iter(self._records.items())
+
+
+def _read(state: StateReader, key: bytes, kind: type[RecordT]) -> RecordT | None:
+    record = state.get(key)
+    if record is not None and not isinstance(record, kind):
+        raise TypeError(f"state key {key.hex()} holds a {type(record).__name__}, not a {kind.__name__}")
+    return record
+
+
+def read_account(state: StateReader, public_key: bytes) -> Account:
+    """The account of a key; an empty one if it was never used."""
+    return _read(state, account_key(public_key), Account) or Account()
+
+
+def read_neuron(state: StateReader, uid: int) -> Neuron | None:
+    """The neuron in a slot, or None if the slot was never taken."""
+    return _read(state, neuron_key(uid), Neuron)
+
+
+def read_neurons(state: StateReader) -> list[Neuron]:
+    """Every neuron, by rising uid; slots are filled without gaps."""
+    found = (read_neuron(state, uid) for uid in range(read_totals(state).uids))
+    return [neuron for neuron in found if neuron is not None]
+
+
+def read_validators(state: StateReader) -> ValidatorSet:
+    return _read(state, VALIDATORS_KEY, ValidatorSet) or ValidatorSet()
+
+
+def read_totals(state: StateReader) -> Totals:
+    return _read(state, TOTALS_KEY, Totals) or Totals()
+
+
+def change(record: RecordT, **fields: object) -> RecordT:
+    """A copy of ``record`` with some fields replaced."""
+    return msgspec.structs.replace(record, **fields)

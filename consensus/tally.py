@@ -1,0 +1,92 @@
+"""Votes of one height, counted by stake: who voted what in which round, and what has a quorum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .blocks import Commit, CommitSignature, Vote, VoteKind
+from .state import ValidatorSet
+from .turns import is_quorum, power_of, total_power
+
+
+@dataclass(slots=True)
+class _Ballot:
+    """The votes of one kind in one round."""
+
+    votes: dict[bytes, Vote] = field(default_factory=dict)
+    power_by_hash: dict[bytes, int] = field(default_factory=dict)
+    power: int = 0
+
+
+class Tally:
+    """Counts each validator once in each round and kind, by the stake behind it and never by heads."""
+
+    def __init__(self, validators: ValidatorSet) -> None:
+        self.validators = validators
+        self.total = total_power(validators)
+        self._ballots: dict[tuple[VoteKind, int], _Ballot] = {}
+
+    def add(self, vote: Vote) -> Vote | None:
+        """Count a vote whose signature holds; returns the earlier, different vote if its validator equivocates.
+
+        The first vote stays counted. A repeated vote and one without stake change nothing.
+        """
+        power = power_of(self.validators, vote.validator)
+        if power == 0:
+            return None
+        ballot = self._ballots.setdefault((vote.kind, vote.round), _Ballot())
+        earlier = ballot.votes.get(vote.validator)
+        if earlier is not None:
+            return earlier if earlier.block_hash != vote.block_hash else None
+        ballot.votes[vote.validator] = vote
+        ballot.power += power
+        ballot.power_by_hash[vote.block_hash] = ballot.power_by_hash.get(vote.block_hash, 0) + power
+        return None
+
+    def has_vote(self, kind: VoteKind, round_number: int, validator: bytes) -> bool:
+        ballot = self._ballots.get((kind, round_number))
+        return ballot is not None and validator in ballot.votes
+
+    def has_quorum(self, kind: VoteKind, round_number: int, block_hash: bytes) -> bool:
+        """Whether more than two thirds of the stake voted for this hash."""
+        ballot = self._ballots.get((kind, round_number))
+        return ballot is not None and is_quorum(ballot.power_by_hash.get(block_hash, 0), self.total)
+
+    def has_quorum_of_any(self, kind: VoteKind, round_number: int) -> bool:
+        """Whether more than two thirds of the stake voted at all."""
+        ballot = self._ballots.get((kind, round_number))
+        return ballot is not None and is_quorum(ballot.power, self.total)
+
+    def quorum_hash(self, kind: VoteKind, round_number: int) -> bytes | None:
+        """The hash, possibly that of no block, that has the quorum; at most one can."""
+        ballot = self._ballots.get((kind, round_number))
+        if ballot is None:
+            return None
+        found = (one for one, power in ballot.power_by_hash.items() if is_quorum(power, self.total))
+        return next(found, None)
+
+    def power_in_round(self, round_number: int) -> int:
+        """The stake that voted in a round in either kind, each validator once."""
+        voters: set[bytes] = set()
+        for kind in VoteKind:
+            ballot = self._ballots.get((kind, round_number))
+            voters.update(ballot.votes if ballot is not None else ())
+        return sum(power_of(self.validators, voter) for voter in voters)
+
+    def rounds(self) -> list[int]:
+        """The rounds that have votes, rising."""
+        return sorted({round_number for _, round_number in self._ballots})
+
+    def votes(self) -> list[Vote]:
+        """Every counted vote, for a peer that missed some."""
+        return [vote for ballot in self._ballots.values() for vote in ballot.votes.values()]
+
+    def commit(self, height: int, round_number: int, block_hash: bytes) -> Commit:
+        """The commit that the precommits for this hash make; callers have seen the quorum."""
+        votes = self._ballots[VoteKind.PRECOMMIT, round_number].votes
+        signatures = tuple(
+            CommitSignature(validator=key, signature=votes[key].signature)
+            for key in sorted(votes)
+            if votes[key].block_hash == block_hash
+        )
+        return Commit(height=height, round=round_number, block_hash=block_hash, signatures=signatures)
