@@ -8,6 +8,8 @@ The tree:
         ├── Malformed               bytes that are not what they claim to be
         ├── TooLarge                a size over the limit that we announced
         ├── BadSignature            a signature that its key did not make
+        ├── BadCiphertext           bytes that were not encrypted with the session's key
+        ├── WrongIdentity           an authentic peer, but not the one that we asked for
         ├── Unexpected              a well-formed message that this state does not allow
         └── Expired                 a record or message whose time is over
 """
@@ -53,6 +55,18 @@ class BadSignature(RemoteProtocolError):
     """A signature does not verify under the key that it names."""
 
     code = "bad_signature"
+
+
+class BadCiphertext(RemoteProtocolError):
+    """An encrypted message is not authentic: another network, version or key, or changed on the way."""
+
+    code = "bad_ciphertext"
+
+
+class WrongIdentity(RemoteProtocolError):
+    """The peer proved who it is, and it is not the node that was expected here."""
+
+    code = "wrong_identity"
 
 
 class Unexpected(RemoteProtocolError):
