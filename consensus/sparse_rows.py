@@ -1,0 +1,117 @@
+"""Rows of (uid, value) pairs in three flat arrays, so that a million weights are no million objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import index
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidEpochInput
+
+UIDS_MAX = 32_768
+"""Most uids in one epoch: beyond it sums of u16 values saturate 31 bits, and dividing by them means nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseRows:
+    """``uids[starts[i]:starts[i + 1]]`` and the same slice of ``values`` are row i, in ascending uid order.
+
+    ``starts`` int64 [rows + 1], ``uids`` uint16 [entries], ``values`` an integer type [entries]. An entry may be an
+    explicit zero, which is not the same as no entry: with liquid alpha a zero keeps the bond alive.
+    """
+
+    starts: npt.NDArray[np.int64]
+    uids: npt.NDArray[np.uint16]
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Iterable[Sequence[int]]], name: str = "rows") -> SparseRows:
+        """Build from one sequence of (uid, u16) pairs per row; ``name`` goes into the error.
+
+        Raises InvalidEpochInput for an entry that is no pair of integers in 0..65535. Order is checked by ``checked``.
+        """
+        lists = [list(row) for row in rows]
+        starts = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(row) for row in lists], out=starts[1:])
+        entries = int(starts[-1])
+        try:
+            sizes = np.fromiter(map(len, chain.from_iterable(lists)), np.int64, entries)
+            flat = np.fromiter(map(index, chain.from_iterable(chain.from_iterable(lists))), np.int64)
+        except (TypeError, OverflowError) as error:
+            raise InvalidEpochInput(f"{name} holds pairs of integers", "(uid, u16) pairs", str(error)) from error
+        if not (sizes == 2).all():
+            raise InvalidEpochInput(f"{name} holds pairs", 2, int(sizes[np.argmax(sizes != 2)]))
+        if entries and not 0 <= flat.min() <= flat.max() <= 65_535:
+            worst = int(flat.max() if flat.max() > 65_535 else flat.min())
+            raise InvalidEpochInput(f"{name} holds unsigned 16-bit numbers", "0..65535", worst)
+        pairs = flat.reshape(entries, 2).astype(np.uint16)
+        return cls(starts, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Entries per row."""
+        return np.diff(self.starts)
+
+    def row(self, uid: int) -> list[tuple[int, int]]:
+        """One row as (uid, value) pairs."""
+        here = slice(int(self.starts[uid]), int(self.starts[uid + 1]))
+        return list(zip(self.uids[here].tolist(), self.values[here].tolist(), strict=True))
+
+    def to_lists(self) -> list[list[tuple[int, int]]]:
+        """Every row as (uid, value) pairs: for the ledger and for people, not for a million entries in a loop."""
+        return [self.row(uid) for uid in range(len(self))]
+
+    def checked(self, n: int, name: str) -> SparseRows:
+        """Return self; raises InvalidEpochInput unless there are n rows of ascending uids under n, values in u16."""
+        if len(self) != n:
+            raise InvalidEpochInput(f"{name} has a row for each uid", n, len(self))
+        entries = len(self.uids)
+        if self.starts[0] != 0 or self.starts[-1] != entries or (self.lengths < 0).any():
+            raise InvalidEpochInput(f"{name}: rows follow one another", (0, entries), (self.starts[0], self.starts[-1]))
+        kinds = (str(self.uids.dtype), str(self.values.dtype), len(self.values))
+        if kinds != ("uint16", "uint16", entries):
+            raise InvalidEpochInput(f"{name} pairs u16 with u16", ("uint16", "uint16", entries), kinds)
+        if len(self.uids) and int(self.uids.max()) >= n:
+            raise InvalidEpochInput(f"{name} names registered uids", f"under {n}", int(self.uids.max()))
+        ascending = self.uids[1:] > self.uids[:-1]
+        first_of_row = self.starts[1:-1]
+        ascending[first_of_row[(first_of_row > 0) & (first_of_row < len(self.uids))] - 1] = True
+        if not ascending.all():
+            at = int(np.argmin(ascending))
+            pair = (int(self.uids[at]), int(self.uids[at + 1]))
+            raise InvalidEpochInput(f"{name} lists each uid once, in ascending order", "ascending", pair)
+        return self
+
+    def dense(self, row_uids: npt.NDArray[np.int64], columns: int) -> npt.NDArray[Any]:
+        """The chosen rows as a matrix [len(row_uids), columns] of the values' type, absent entries 0."""
+        matrix = np.zeros((len(row_uids), columns), self.values.dtype)
+        bounds = zip(self.starts[row_uids].tolist(), self.starts[row_uids + 1].tolist(), strict=True)
+        for row, (start, stop) in zip(matrix, bounds, strict=True):
+            if stop - start == columns:
+                row[:] = self.values[start:stop]
+            else:
+                row[self.uids[start:stop]] = self.values[start:stop]
+        return matrix
+
+
+def sparse_from_dense(
+    matrix: npt.NDArray[Any], present: npt.NDArray[np.bool_], row_uids: npt.NDArray[np.int64], n: int
+) -> SparseRows:
+    """The entries of ``matrix`` [R, n] where ``present``, as n rows; row r of the matrix becomes row ``row_uids[r]``.
+
+    ``row_uids`` must ascend.
+    """
+    lengths = np.zeros(n, np.int64)
+    lengths[row_uids] = present.sum(axis=1)
+    starts = np.zeros(n + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    columns = np.broadcast_to(np.arange(n, dtype=np.uint16), matrix.shape)
+    return SparseRows(starts, columns[present], matrix[present])

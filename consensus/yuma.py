@@ -1,0 +1,303 @@
+"""One epoch of Yuma consensus: from stakes, weights and bonds to who is paid what.
+
+The rules are those of the reference chain's epoch as it runs there (the sparse variant): opentensor/subtensor,
+pallets/subtensor/src/epoch, commit 14bc6f9f, bit for bit. Everything is integer, so every node gets the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .bonds import (
+    BondRule,
+    U16Matrix,
+    alphas_by_consensus,
+    bought_bonds,
+    column_upscaled,
+    has_bond_entry,
+    liquid_alphas,
+    liquid_average,
+    moving_average,
+    old_bonds,
+    weights_for_bonds,
+)
+from .epoch_inputs import EpochArrays, EpochInputs, Flags, check_inputs
+from .epoch_result import EpochResult
+from .errors import InvalidEpochInput
+from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply_shares, normalize, ratio, to_u16
+from .median import weighted_median
+from .sparse_rows import SparseRows, sparse_from_dense
+
+__all__ = ["EpochInputs", "EpochResult", "epoch", "pruning_order", "upscale_weights"]
+
+TILE = 1 << 15
+"""Matrix elements per step: a few arrays of this size stay in a core's second-level cache."""
+
+
+def epoch(inputs: EpochInputs) -> EpochResult:
+    """Run one epoch. Pure: the same inputs give the same bits on every machine.
+
+    Raises InvalidEpochInput, with the value in question, for inputs that contradict each other.
+    """
+    arrays = check_inputs(inputs)
+    rule = BondRule.of(inputs)
+
+    active = arrays.last_update >= inputs.block - inputs.activity_cutoff
+    stake = _stake_shares(inputs, arrays)
+    permit, new_permit = _permits(inputs, arrays, stake)
+    active_stake = normalize(np.where(active & permit, stake, 0))
+
+    row_uids = _row_uids(arrays, permit, active_stake)
+    voting_stake = active_stake[row_uids]
+    weights, explicit_zeros = _weights(inputs, arrays, permit, row_uids)
+    consensus, row_trust, ranks = _agree(weights, voting_stake, ratio(inputs.kappa_u16, U16_MAX))
+    incentive = normalize(ranks)
+
+    kept_bonds = _kept_bonds(inputs, arrays, row_uids)
+    bonds = _grow_bonds(weights, consensus, voting_stake, kept_bonds, explicit_zeros, rule)
+    row_dividends = _dividends(bonds, incentive, voting_stake, rule)
+    dividends = _per_uid(row_dividends, row_uids, inputs.n)
+
+    server_share, validator_share, combined_share = _emission_shares(incentive, dividends, active_stake, stake)
+    amount = np.full(1, inputs.emission, np.int64)
+
+    return EpochResult(
+        inputs=inputs,
+        active=active,
+        stake_bits=stake,
+        active_stake_bits=active_stake,
+        new_validator_permit=new_permit,
+        consensus_bits=consensus,
+        validator_trust_bits=_per_uid(row_trust, row_uids, inputs.n),
+        ranks_bits=ranks,
+        incentive_bits=incentive,
+        dividends_bits=dividends,
+        server_share_bits=server_share,
+        validator_share_bits=validator_share,
+        combined_share_bits=combined_share,
+        is_emergency=not (incentive.any() or dividends.any()),
+        server_emission=multiply(server_share, amount),
+        validator_emission=multiply(validator_share, amount),
+        emission=multiply(combined_share, amount),
+        row_uids=row_uids,
+        weights=weights,
+        bonds=bonds,
+        kept_bonds_u16=kept_bonds,
+        stored_bonds_u16=_stored_bonds(bonds, row_uids, new_permit, rule),
+    )
+
+
+def pruning_order(emission: Bits, block_at_registration: Bits, is_immune: Flags) -> npt.NDArray[np.int64]:
+    """The uids that may be replaced, first to go first: least combined emission, then oldest, then lowest uid.
+
+    Vectors of one entry per uid; ``emission`` is that of the last epoch's result.
+    """
+    order = np.lexsort((block_at_registration, emission))  # stable, so the lower uid comes first
+    return order[~is_immune[order]]
+
+
+def upscale_weights(weights: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(uid, weight) pairs of integer weights of any size as an epoch takes them: ascending uids, the largest 65535.
+
+    The others keep their proportion, rounded to nearest, half away from zero. All zeros stay zeros. Raises
+    InvalidEpochInput for a negative weight.
+    """
+    row = sorted(weights)
+    values = [weight for _, weight in row]
+    largest = max(values, default=0)
+    if min(values, default=0) < 0:
+        raise InvalidEpochInput("weights are not negative", "0 or more", min(values))
+    if largest == 0:
+        return row
+    return [(uid, (2 * weight * U16_MAX + largest) // (2 * largest)) for uid, weight in row]
+
+
+# --- stake and permits ----------------------------------------------------------------------------------------
+
+
+def _stake_shares(inputs: EpochInputs, arrays: EpochArrays) -> Bits:
+    """Each uid's share of the stake that counts; a share under 2**-32 is 0.
+
+    A stake under the minimum does not count, the owner's excepted. Python integers: stake << 32 exceeds 64 bits.
+    """
+    counted = np.where(arrays.stake < inputs.min_stake, 0, arrays.stake)
+    if inputs.owner_uid is not None:
+        counted[inputs.owner_uid] = arrays.stake[inputs.owner_uid]
+    whole = sum(counted.tolist())
+    shares = [(stake << FRACTION_BITS) // whole if whole else 0 for stake in counted.tolist()]
+    return np.array(shares, np.int64)
+
+
+def _permits(inputs: EpochInputs, arrays: EpochArrays, stake: Bits) -> tuple[Flags, Flags]:
+    """The permits in force (drawn by the epoch before), and those for the next epoch.
+
+    A new permit goes to the largest non-zero shares; among equal ones the higher uid wins. The owner has one always.
+    """
+    permit = arrays.permit.copy()
+    new_permit = stake > 0
+    ascending = np.argsort(stake, kind="stable")
+    new_permit[ascending[: max(0, inputs.n - inputs.max_allowed_validators)]] = False
+    if inputs.owner_uid is not None:
+        permit[inputs.owner_uid] = new_permit[inputs.owner_uid] = True
+    return permit, new_permit
+
+
+def _row_uids(arrays: EpochArrays, permit: Flags, active_stake: Bits) -> npt.NDArray[np.int64]:
+    """The uids that have a say: permitted, or holding bonds; those with active stake first, as a slice of voters."""
+    uids = np.flatnonzero(permit | (arrays.bonds.lengths > 0))
+    return uids[np.argsort(active_stake[uids] == 0, kind="stable")]
+
+
+def _per_uid(values: Bits, row_uids: npt.NDArray[np.int64], n: int) -> Bits:
+    result = np.zeros(n, np.int64)
+    result[row_uids] = values
+    return result
+
+
+# --- weights and consensus ------------------------------------------------------------------------------------
+
+
+def _tiles(columns: int, rows: int) -> Iterator[slice]:
+    width = max(1, TILE // max(rows, 1))
+    return (slice(start, start + width) for start in range(0, columns, width))
+
+
+def _weights(
+    inputs: EpochInputs, arrays: EpochArrays, permit: Flags, row_uids: npt.NDArray[np.int64]
+) -> tuple[Bits, Flags]:
+    """The weights that count, each validator's summing to 1 or 0: [n, R]; and where an explicit zero counts: [n, R].
+
+    The zeros are told apart from missing entries only where that matters, with liquid alpha; else the array is empty.
+    """
+    submitted = arrays.weights.dense(row_uids, inputs.n)
+    _drop_invalid(submitted, inputs, arrays, permit, row_uids)
+    sums = np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
+    weights = np.empty((inputs.n, len(row_uids)), np.int64)
+    for tile in _tiles(*weights.shape):
+        weights[tile] = divide(submitted.T[tile].astype(np.int64), sums)
+    if not (inputs.yuma_version == 3 and inputs.liquid_alpha):
+        return weights, np.zeros((inputs.n, 0), np.bool_)
+    rows = arrays.weights
+    zeros = SparseRows(rows.starts, rows.uids, rows.values == 0).dense(row_uids, inputs.n)
+    _drop_invalid(zeros, inputs, arrays, permit, row_uids)
+    return weights, zeros.T
+
+
+def _drop_invalid(
+    matrix: npt.NDArray[Any], inputs: EpochInputs, arrays: EpochArrays, permit: Flags, row_uids: npt.NDArray[np.int64]
+) -> None:
+    """Zero in place what does not count of ``matrix`` [R, n]: rows without permit, oneself, uids registered since.
+
+    "Since" is since the weights were set or, where they were committed first and that came earlier, since the commit:
+    weights committed for the uid's former owner must not fall to its new one.
+    """
+    matrix[~permit[row_uids]] = 0
+    is_other = row_uids != (-1 if inputs.owner_uid is None else inputs.owner_uid)
+    matrix[np.flatnonzero(is_other), row_uids[is_other]] = 0
+    updated, commit = arrays.last_update[row_uids], arrays.commit[row_uids]
+    first_unknown = np.where(commit < updated, commit + 1, updated)
+    recent = np.flatnonzero(arrays.registered >= first_unknown.min(initial=inputs.block + 1))
+    if recent.size:
+        part = matrix[:, recent]
+        part[arrays.registered[recent] >= first_unknown[:, None]] = 0
+        matrix[:, recent] = part
+
+
+def _agree(weights: Bits, voting_stake: Bits, kappa: int) -> tuple[Bits, Bits, Bits]:
+    """Consensus per miner, validator trust per row, rank per miner.
+
+    Consensus is the stake-weighted median of a miner's weights; weights over it are cut to it, none is raised.
+    Trust is what is left of a validator's weights, rank the active stake behind a miner's clipped weights.
+    """
+    n, rows = weights.shape
+    voters = int(np.count_nonzero(voting_stake))
+    median_stake = normalize(voting_stake[:voters])
+    consensus, ranks = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    trust = np.zeros(rows, np.int64)
+    for tile in _tiles(n, rows):
+        consensus[tile] = weighted_median(weights[tile, :voters], median_stake, kappa)
+        clipped = np.minimum(weights[tile], consensus[tile, None])
+        trust += clipped.sum(axis=0)
+        ranks[tile] = multiply_shares(voting_stake, clipped).sum(axis=1)
+    return consensus, trust, ranks
+
+
+# --- bonds, dividends, emission -------------------------------------------------------------------------------
+
+
+def _kept_bonds(inputs: EpochInputs, arrays: EpochArrays, row_uids: npt.NDArray[np.int64]) -> U16Matrix:
+    """The stored bonds [n, R], without those to uids registered since the epoch before."""
+    bonds: U16Matrix = arrays.bonds.dense(row_uids, inputs.n)
+    bonds[:, arrays.registered >= inputs.last_tempo_block] = 0
+    return bonds.T
+
+
+def _grow_bonds(
+    weights: Bits, consensus: Bits, voting_stake: Bits, kept: U16Matrix, explicit_zeros: Flags, rule: BondRule
+) -> Bits:
+    """Bonds after this epoch's weights [n, R]: the moving average, for classic as shares of each miner."""
+    is_liquid = rule.is_liquid and bool(consensus.any())
+    alphas = np.full(1, rule.alpha, np.int64)
+    if rule.is_classic_liquid and consensus.any():
+        alphas = alphas_by_consensus(consensus, rule)[:, None]
+    bonds = np.empty_like(weights)
+    for tile in _tiles(*weights.shape):
+        clipped = np.minimum(weights[tile], consensus[tile, None])
+        for_bonds = weights_for_bonds(weights[tile], clipped, rule.penalty)
+        old = old_bonds(kept[tile], rule.is_yuma_3)
+        rate = alphas[tile] if len(alphas) > 1 else alphas
+        if is_liquid:
+            has_entry = has_bond_entry(weights[tile], clipped, for_bonds, explicit_zeros[tile], rule.penalty)
+            rate = liquid_alphas(for_bonds, old, consensus[tile], rule)
+            bonds[tile] = liquid_average(for_bonds, old, rate, has_entry)
+        elif rule.is_yuma_3:
+            bonds[tile] = moving_average(for_bonds, old, rate)
+        else:
+            bonds[tile] = normalize(moving_average(bought_bonds(for_bonds, voting_stake), old, rate), axis=1)
+    return bonds
+
+
+def _dividends(bonds: Bits, incentive: Bits, voting_stake: Bits, rule: BondRule) -> Bits:
+    """Each row's share of the dividends: the incentive of the miners that it holds bonds in.
+
+    Classic bonds already grew with stake; in Yuma 3 stake enters here.
+    """
+    held = np.zeros(bonds.shape[1], np.int64)
+    for tile in _tiles(*bonds.shape):
+        shares = normalize(bonds[tile], axis=1) if rule.is_yuma_3 else bonds[tile]
+        held += multiply_shares(incentive[tile, None], shares).sum(axis=0)
+    return normalize(multiply_shares(held, voting_stake) if rule.is_yuma_3 else held)
+
+
+def _emission_shares(incentive: Bits, dividends: Bits, active_stake: Bits, stake: Bits) -> tuple[Bits, Bits, Bits]:
+    """Servers', validators' and combined shares of the emission; each of the first two sums to about one half.
+
+    Where nobody is ranked (no weights, or only outdated ones) stake is paid: active stake, or all if none is active.
+    """
+    combined = incentive + dividends
+    whole = np.maximum(combined.sum(keepdims=True), 1)
+    if combined.any():
+        return divide(incentive, whole), divide(dividends, whole), divide(combined, whole)
+    fallback = active_stake if active_stake.any() else stake
+    return incentive, fallback, fallback
+
+
+def _stored_bonds(bonds: Bits, row_uids: npt.NDArray[np.int64], new_permit: Flags, rule: BondRule) -> SparseRows:
+    """Bonds as the next epoch reads them: u16 rows in uid order, of uids that keep or gain a permit.
+
+    Classic bonds are scaled so that each miner's largest is 65535. A bond that rounds to 0 stays as an entry.
+    """
+    n, rows = bonds.shape
+    stored = np.empty((rows, n), np.uint16)
+    present = np.empty((rows, n), np.bool_)
+    for tile in _tiles(n, rows):
+        scaled = bonds[tile] if rule.is_yuma_3 else column_upscaled(bonds[tile])
+        stored[:, tile] = to_u16(scaled).T
+        present[:, tile] = (scaled > 0).T
+    chosen = np.argsort(row_uids)
+    chosen = chosen[new_permit[row_uids[chosen]]]
+    return sparse_from_dense(stored[chosen], present[chosen], row_uids[chosen], n)
