@@ -12,6 +12,7 @@ The tree:
     │   ├── NotRegistered           the sender, or a uid that it names, is not registered
     │   ├── NoFreeSlot              every uid is taken and still immune
     │   ├── TooManyRegistrations    this block's share of new uids is used up
+    │   ├── PoolFull                no room to wait in
     │   └── NotPermitted            the sender's uid may not do this now
     ├── InvalidBlock            not applied; whoever signed it is at fault
     └── InvalidCommit           signatures that do not add up to more than two thirds of the stake
@@ -87,6 +88,12 @@ class NotPermitted(InvalidTransaction):
     """The rule protects others from what this uid asks."""
 
     code = "not_permitted"
+
+
+class PoolFull(InvalidTransaction):
+    """Too many transactions wait already; send it again after the next blocks."""
+
+    code = "pool_full"
 
 
 class InvalidBlock(RuleBroken):

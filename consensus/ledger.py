@@ -26,6 +26,7 @@ from .state import (
     read_totals,
 )
 from .transactions import AddStake, Register, SetWeights, SignedTransaction, Transfer
+from .yuma import upscale_weights
 
 
 def apply(state: Overlay, transaction: SignedTransaction, *, params: ChainParams, height: int) -> None:
@@ -93,7 +94,6 @@ def _register(state: Overlay, sender: bytes, params: ChainParams, height: int) -
     else:
         totals = change(totals, uids=uid + 1)
     state.put(TOTALS_KEY, change(totals, registrations_in_block=totals.registrations_in_block + 1))
-    # last_update is the block before, so that weights set earlier by nobody do not count as fresh
     state.put(neuron_key(uid), Neuron(uid=uid, key=sender, registered_block=height, last_update=height))
     put_account(state, sender, change(account, uid=uid))
 
@@ -133,4 +133,6 @@ def _set_weights(state: Overlay, sender: bytes, body: SetWeights, height: int) -
     unknown = [uid for uid, _ in body.weights if uid >= slots]
     if unknown:
         raise NotRegistered("uids of the weight row", f"under {slots}", unknown[0])
-    state.put(neuron_key(neuron.uid), change(neuron, weights=body.weights, last_update=height))
+    # the row's largest weight becomes 65535, so that no validator gains by a coarse or a small scale
+    weights = tuple(upscale_weights(body.weights))
+    state.put(neuron_key(neuron.uid), change(neuron, weights=weights, last_update=height))

@@ -6,7 +6,7 @@ part of its id; nothing else in the code holds one.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -40,13 +40,13 @@ class ChainParams(Record, frozen=True, kw_only=True):
     emission_per_block: NonNegative = CREDIT
     halving_interval: Positive = 10_500_000  # blocks; emission halves after each (about four years at 12 s)
 
-    max_uids: Annotated[int, Meta(ge=1, le=U16)] = 256
+    max_uids: Annotated[int, Meta(ge=1, le=32_768)] = 256
     max_allowed_validators: Positive = 64
     max_registrations_per_block: Positive = 8  # a burst of new keys cannot turn over the slots at once
     immunity_period: NonNegative = 7_200  # blocks in which a new uid is not replaced
     min_stake: NonNegative = 0  # units under which stake does not count in the epoch
 
-    yuma_version: Annotated[int, Meta(ge=1, le=3)] = 1
+    yuma_version: Literal[1, 3] = 1  # 3 keeps one bond for each pair
     kappa_u16: ShareU16 = 32_767  # half of the stake decides a weight
     bonds_penalty_u16: ShareU16 = U16
     bonds_moving_average_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 900_000

@@ -6,7 +6,7 @@ refused transaction or block leaves no trace, and the cost of a step grows with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
@@ -83,9 +83,16 @@ class Totals(Record, frozen=True, kw_only=True):
 
 StateRecord = Account | Neuron | ValidatorSet | Totals
 
-_TABLES: dict[bytes, type[StateRecord]] = {b"a": Account, b"n": Neuron, b"v": ValidatorSet, b"t": Totals}
+_TABLES: dict[bytes, type[StateRecord]] = {
+    b"a": Account,
+    b"n": Neuron,
+    b"v": ValidatorSet,
+    b"w": ValidatorSet,
+    b"t": Totals,
+}
 TOTALS_KEY = b"t"
 VALIDATORS_KEY = b"v"
+PREVIOUS_VALIDATORS_KEY = b"w"
 
 
 def account_key(public_key: bytes) -> bytes:
@@ -99,6 +106,11 @@ def neuron_key(uid: int) -> bytes:
 def decode_state_record(key: bytes, value: bytes) -> StateRecord:
     """The record stored under ``key``. Raises `Malformed` if the bytes are not one of that table."""
     return decode_record(value, _TABLES[key[:1]])
+
+
+def encode_state(records: Mapping[bytes, StateRecord]) -> dict[bytes, bytes]:
+    """Records as their canonical bytes, in the order of their keys."""
+    return {key: encode_record(records[key]) for key in sorted(records)}
 
 
 class StateReader(Protocol):
@@ -134,7 +146,7 @@ class Overlay:
 
     def encoded_changes(self) -> dict[bytes, bytes]:
         """The changed records as their canonical bytes, in the order of their keys."""
-        return {key: encode_record(self._changes[key]) for key in sorted(self._changes)}
+        return encode_state(self._changes)
 
 
 class State:
@@ -149,8 +161,9 @@ class State:
     def apply(self, changes: Mapping[bytes, StateRecord]) -> None:
         self._records.update(changes)
 
-    def items(self) -> Iterator[tuple[bytes, StateRecord]]:
-        return iter(self._records.items())
+    def encoded(self) -> dict[bytes, bytes]:
+        """The whole state as canonical bytes, in the order of its keys."""
+        return encode_state(self._records)
 
 
 def _read(state: StateReader, key: bytes, kind: type[RecordT]) -> RecordT | None:
@@ -178,6 +191,11 @@ def read_neurons(state: StateReader) -> list[Neuron]:
 
 def read_validators(state: StateReader) -> ValidatorSet:
     return _read(state, VALIDATORS_KEY, ValidatorSet) or ValidatorSet()
+
+
+def read_previous_validators(state: StateReader) -> ValidatorSet:
+    """Who decided the block that this state is the result of."""
+    return _read(state, PREVIOUS_VALIDATORS_KEY, ValidatorSet) or ValidatorSet()
 
 
 def read_totals(state: StateReader) -> Totals:

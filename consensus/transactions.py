@@ -72,6 +72,11 @@ class SignedTransaction(Record, frozen=True, kw_only=True):
         """The 32-byte hash that names this transaction."""
         return tagged_hash(Domain.TRANSACTION, encode_record(self))
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of the encoded transaction, which a block's limit counts."""
+        return len(encode_record(self))
+
     def check_signature(self, network_id: bytes) -> None:
         """Raise `BadSignature` unless the sender signed this body and nonce for this network."""
         payload = _signed_payload(self.sender, self.nonce, self.body)

@@ -1,0 +1,106 @@
+"""The metagraph at an epoch's end: what the ledger gives to Yuma, and what Yuma's answer does to the ledger."""
+
+from __future__ import annotations
+
+from .epoch_inputs import EpochInputs
+from .epoch_result import EpochResult
+from .ledger import credit
+from .params import ChainParams, emission_at
+from .state import (
+    TOTALS_KEY,
+    VALIDATORS_KEY,
+    Neuron,
+    Overlay,
+    StateReader,
+    change,
+    neuron_key,
+    read_account,
+    read_neurons,
+    read_totals,
+    read_validators,
+)
+from .turns import replace_members
+from .yuma import epoch
+
+
+def epoch_budget(params: ChainParams, height: int) -> int:
+    """Units that the epoch ending at ``height`` may mint: the emission of each of its blocks."""
+    return sum(emission_at(params, one) for one in range(height - params.tempo + 1, height + 1))
+
+
+def epoch_inputs(state: StateReader, params: ChainParams, height: int) -> EpochInputs:
+    """What the epoch ending at ``height`` depends on, read from the state before it."""
+    neurons = read_neurons(state)
+    totals = read_totals(state)
+    return EpochInputs(
+        n=len(neurons),
+        block=height,
+        last_tempo_block=totals.epoch_block + 1 if totals.epoch else height - params.tempo,
+        emission=epoch_budget(params, height),
+        stake=[read_account(state, neuron.key).stake for neuron in neurons],
+        validator_permit=[neuron.has_permit for neuron in neurons],
+        last_update=[neuron.last_update for neuron in neurons],
+        block_at_registration=[neuron.registered_block for neuron in neurons],
+        weights_u16=[list(neuron.weights) for neuron in neurons],
+        bonds_u16=[list(neuron.bonds) for neuron in neurons],
+        yuma_version=params.yuma_version,
+        kappa_u16=params.kappa_u16,
+        bonds_penalty_u16=params.bonds_penalty_u16,
+        bonds_moving_average_ppm=params.bonds_moving_average_ppm,
+        activity_cutoff=params.activity_cutoff,
+        min_stake=params.min_stake,
+        max_allowed_validators=params.max_allowed_validators,
+    )
+
+
+def close_epoch(state: Overlay, params: ChainParams, height: int) -> None:
+    """Run the epoch that ends at ``height``: pay miners and validators, store what it found, seat new validators."""
+    neurons = read_neurons(state)
+    if neurons:
+        result = epoch(epoch_inputs(state, params, height))
+        _store(state, neurons, result)
+        _pay(state, neurons, result)
+        _seat(state)
+    totals = read_totals(state)
+    state.put(TOTALS_KEY, change(totals, epoch=totals.epoch + 1, epoch_block=height))
+
+
+def _store(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
+    bonds = result.stored_bonds_u16.to_lists()
+    for uid, neuron in enumerate(neurons):
+        changed = change(
+            neuron,
+            has_permit=bool(result.new_validator_permit[uid]),
+            is_active=bool(result.active[uid]),
+            consensus_u16=int(result.consensus_u16[uid]),
+            incentive_u16=int(result.incentive_u16[uid]),
+            dividends_u16=int(result.dividends_u16[uid]),
+            trust_u16=int(result.validator_trust_u16[uid]),
+            emission=int(result.emission[uid]),
+            incentive_emission=int(result.server_emission[uid]),
+            bonds=tuple((int(one), int(bond)) for one, bond in bonds[uid]),
+        )
+        state.put(neuron_key(uid), changed)
+
+
+def _pay(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
+    """Mint: incentive goes to the miner's balance, dividends to the validator's stake, where they compound."""
+    minted = 0
+    for uid, neuron in enumerate(neurons):
+        incentive, dividends = int(result.server_emission[uid]), int(result.validator_emission[uid])
+        if incentive or dividends:
+            credit(state, neuron.key, balance=incentive, stake=dividends)
+            minted += incentive + dividends
+    totals = read_totals(state)
+    state.put(TOTALS_KEY, change(totals, supply=totals.supply + minted))
+
+
+def _seat(state: Overlay) -> None:
+    """The validators of the next epoch: whoever holds a permit and stake now. An empty set would end the chain."""
+    powers = {
+        neuron.key: stake
+        for neuron in read_neurons(state)
+        if neuron.has_permit and (stake := read_account(state, neuron.key).stake) > 0
+    }
+    if powers:
+        state.put(VALIDATORS_KEY, replace_members(read_validators(state), powers))

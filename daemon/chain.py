@@ -1,0 +1,479 @@
+"""Drives the agreement: takes what peers send, lets the rounds decide, persists, then sends.
+
+One task changes the chain; everything else hands it messages through a small channel. A vote is on disk before it
+is on the wire, a block before anybody is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from moed.consensus.blocks import Block, Commit, Proposal, Vote
+from moed.consensus.errors import InvalidTransaction, RuleBroken
+from moed.consensus.mempool import Mempool
+from moed.consensus.rounds import (
+    CastVote,
+    Decide,
+    Effect,
+    Equivocation,
+    Propose,
+    Rounds,
+    ScheduleTimeout,
+    Step,
+    Timeout,
+)
+from moed.consensus.transactions import Body, SignedTransaction, decode_transaction, sign_transaction
+from moed.consensus.transition import Executed, Head
+from moed.protocol.codec import Record, convert_record, decode_record, encode_record
+from moed.protocol.errors import RemoteProtocolError
+from moed.protocol.identity import Identity, NodeId
+
+from .network.errors import CallError
+from .network.peers import Call, Handler, Peer, Peers, Priority, Refused, Reply
+from .signer import Signer
+from .store import Store
+
+logger = structlog.get_logger()
+
+RunBlocking = Callable[..., Awaitable[Any]]
+"""Runs a blocking function elsewhere: ``trio.to_thread.run_sync`` in a daemon, inline on virtual time."""
+
+REGOSSIP_S = 1.0
+"""How long a height may stand still before we say again what we know of it."""
+SYNC_BATCH = 64
+SYNC_DEADLINE_S = 10.0
+MAX_EARLY_MESSAGES = 256
+"""Messages for the next height that are kept until we get there."""
+MAX_BLOCK_MESSAGE_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The block interval has passed: begin this height."""
+
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Final blocks that a peer gave us, lowest first; ``done`` is set when they were taken or refused."""
+
+    peer: Peer
+    blocks: list[tuple[Block, Commit]]
+    done: trio.Event
+
+
+class StatusNotice(Record, frozen=True, kw_only=True):
+    """How far a node's chain reaches."""
+
+    height: int
+
+
+class BlocksRequest(Record, frozen=True, kw_only=True):
+    """Asks for final blocks from a height on."""
+
+    start: int
+    limit: int
+
+
+_Input = Proposal | Vote | Timeout | _Start | _Batch
+
+
+class Chain:
+    """This node's copy of the chain, and its part in deciding the next block.
+
+    ``signer`` is None for a node that only follows. Give `handlers` to the peers, then `run`.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        store: Store,
+        identity: Identity,
+        signer: Signer | None,
+        *,
+        now_ms: Callable[[], int],
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self.head = head
+        self.mempool = Mempool()
+        self._store = store
+        self._identity = identity
+        self._signer = signer
+        self._now_ms = now_ms
+        self._run_blocking = run_blocking
+        self._peers: Peers | None = None
+        # written by the handlers and timers, read by `_decide`; full means wait, so a flood slows its sender
+        self._send, self._receive = trio.open_memory_channel[_Input](256)
+        self._rounds = self._new_rounds()
+        self._executed: dict[bytes, Executed] = {}
+        self._early: list[Proposal | Vote] = []
+        self._peer_heights: dict[NodeId, int] = {}
+        self._new_block = trio.Event()
+        self._behind = trio.Event()
+        self._progress = 0
+
+    # what others ask of it
+
+    @property
+    def height(self) -> int:
+        return self.head.height
+
+    async def wait_block(self) -> int:
+        """Wait for the next final block; returns its height."""
+        await self._new_block.wait()
+        return self.head.height
+
+    async def wait_height(self, height: int) -> None:
+        """Wait until the block at ``height`` is final."""
+        while self.head.height < height:
+            await self._new_block.wait()
+
+    @property
+    def best_known_height(self) -> int:
+        """The greatest height that we or a connected peer claim."""
+        return max(self.head.height, *self._peer_heights.values(), 0)
+
+    async def submit(self, body: Body) -> SignedTransaction:
+        """Sign ``body`` as this node's next transaction and send it to the network; returns it.
+
+        Raises `InvalidTransaction` if it cannot wait for a block. Being taken here is not yet being final.
+        """
+        nonce = self.mempool.next_nonce(self._identity.public_key, self.head.state)
+        transaction = sign_transaction(self._identity, self.head.network_id, nonce, body)
+        await self.add_transaction(transaction, origin=None)
+        return transaction
+
+    async def add_transaction(self, transaction: SignedTransaction, origin: NodeId | None) -> None:
+        """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
+        transaction.check_signature(self.head.network_id)
+        self.mempool.add(transaction, self.head.state)
+        await self._broadcast("chain.transaction", encode_record(transaction), origin)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What peers may send: method names and what takes them."""
+        return {
+            "chain.proposal": self._take_proposal,
+            "chain.vote": self._take_vote,
+            "chain.transaction": self._take_transaction,
+            "chain.status": self._take_status,
+            "chain.blocks": self._give_blocks,
+        }
+
+    async def run(self, peers: Peers, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
+        self._peers = peers
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._decide)
+            nursery.start_soon(self._regossip)
+            nursery.start_soon(self._sync)
+            self._schedule_start()
+            task_status.started()
+
+    async def greet(self, peer: Peer) -> None:
+        """Tell a new peer how far we are, and what we know of the height under way."""
+        await peer.notify("chain.status", _body(StatusNotice(height=self.height)), priority=Priority.HIGH)
+        await self._tell_round(peer)
+
+    def forget(self, node_id: NodeId) -> None:
+        """A peer is gone; its claims go with it."""
+        self._peer_heights.pop(node_id, None)
+
+    # what peers send
+
+    async def _take_proposal(self, call: Call) -> Reply:
+        await self._queue(_parse(call, Proposal))
+        return Reply(None)
+
+    async def _take_vote(self, call: Call) -> Reply:
+        await self._queue(_parse(call, Vote))
+        return Reply(None)
+
+    async def _take_transaction(self, call: Call) -> Reply:
+        if not isinstance(call.body, bytes):
+            raise Refused("malformed", "a transaction travels as bytes")
+        transaction = decode_transaction(call.body)
+        if transaction not in self.mempool:
+            try:
+                await self.add_transaction(transaction, origin=call.peer.node_id)
+            except InvalidTransaction as error:
+                raise Refused(error.code, str(error)) from error
+        return Reply(None)
+
+    async def _take_status(self, call: Call) -> Reply:
+        notice = convert_record(call.body, StatusNotice)
+        self._peer_heights[call.peer.node_id] = notice.height
+        if notice.height > self.height:
+            self._behind.set()
+        return Reply(None)
+
+    async def _give_blocks(self, call: Call) -> Reply:
+        request = convert_record(call.body, BlocksRequest)
+        limit = max(0, min(request.limit, SYNC_BATCH))
+        rows = await self._run_blocking(self._store.encoded_blocks, request.start, limit)
+        taken: list[list[bytes]] = []
+        size = 0
+        for block, commit in rows:
+            size += len(block) + len(commit)
+            if taken and size > MAX_BLOCK_MESSAGE_BYTES:
+                break
+            taken.append([block, commit])
+        return Reply(taken)
+
+    async def _queue(self, message: Proposal | Vote) -> None:
+        """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
+        ahead = message.height - (self.height + 1)
+        if ahead == 0:
+            await self._send.send(message)
+        elif ahead == 1 and len(self._early) < MAX_EARLY_MESSAGES:
+            self._early.append(message)
+        if ahead > 0:
+            self._behind.set()
+
+    # the one task that changes the chain
+
+    async def _decide(self) -> None:
+        async for message in self._receive:
+            try:
+                effects = self._handle(message)
+            except RemoteProtocolError as error:
+                logger.warning("chain.message_refused", code=error.code, reason=str(error))
+                continue
+            if isinstance(message, _Batch):
+                await self._take_batch(message)
+            elif effects and isinstance(message, Proposal | Vote):
+                self._progress += 1
+            await self._carry_out(effects)
+
+    def _handle(self, message: _Input) -> list[Effect]:
+        if isinstance(message, _Start):
+            return self._rounds.start() if message.height == self._rounds.height else []
+        if isinstance(message, Timeout):
+            return self._rounds.on_timeout(message)
+        if isinstance(message, _Batch) or message.height != self._rounds.height:
+            return []
+        if isinstance(message, Proposal):
+            if message.round in self._rounds.proposals:
+                return []
+            effects = self._rounds.on_proposal(message)
+            self._nursery.start_soon(self._broadcast, "chain.proposal", encode_record(message), None)
+            return effects
+        if self._rounds.has_vote(message):
+            return self._rounds.on_vote(message)
+        effects = self._rounds.on_vote(message)
+        self._nursery.start_soon(self._broadcast, "chain.vote", encode_record(message), None)
+        return effects
+
+    async def _carry_out(self, effects: Iterable[Effect]) -> None:
+        waiting = list(effects)
+        while waiting:
+            match waiting.pop(0):
+                case CastVote() as vote:
+                    waiting += await self._cast(vote)
+                case Propose() as turn:
+                    waiting += await self._propose(turn)
+                case ScheduleTimeout() as effect:
+                    self._nursery.start_soon(self._send_later, effect.after_ms / 1000, effect.timeout)
+                case Equivocation() as lie:
+                    logger.error("chain.equivocation", validator=lie.first.validator.hex(), height=lie.first.height)
+                case Decide() as decision:
+                    await self._commit(self._executed[decision.block.hash], decision.commit)
+                    return
+
+    async def _cast(self, vote: CastVote) -> list[Effect]:
+        if self._signer is None:
+            return []
+        height = self._rounds.height
+        signed = await self._run_blocking(self._signer.vote, vote.kind, height, vote.round, vote.block_hash)
+        if signed is None:
+            logger.warning("chain.vote_withheld", height=height, round=vote.round, kind=vote.kind.name.lower())
+            return []
+        self._nursery.start_soon(self._broadcast, "chain.vote", encode_record(signed), None)
+        return self._rounds.on_vote(signed)
+
+    async def _propose(self, turn: Propose) -> list[Effect]:
+        if self._signer is None:
+            return []
+        block = turn.block or self._build()
+        signed = await self._run_blocking(self._signer.proposal, turn.round, turn.valid_round, block)
+        if signed is None:
+            logger.warning("chain.proposal_withheld", height=block.height, round=turn.round)
+            return []
+        self._nursery.start_soon(self._broadcast, "chain.proposal", encode_record(signed), None)
+        return self._rounds.on_proposal(signed)
+
+    def _build(self) -> Block:
+        block, refused = self.head.build(
+            self.mempool.candidates(self.head.state), proposer=self._identity.public_key, now_ms=self._now_ms()
+        )
+        for transaction, error in refused:
+            logger.info("chain.transaction_refused", id=transaction.id.hex(), code=error.code, reason=str(error))
+            self.mempool.discard(transaction)
+        return block
+
+    def _judge(self, block: Block) -> bool:
+        """Whether a block under vote holds; what it changes is kept for when it is decided."""
+        try:
+            self._executed[block.hash] = self.head.execute(block, now_ms=self._now_ms())
+        except RuleBroken as error:
+            logger.warning("chain.block_refused", height=block.height, reason=str(error))
+            return False
+        return True
+
+    async def _commit(self, executed: Executed, commit: Commit) -> None:
+        """Make a block final here: on disk, then in memory, then known to others."""
+        await self._run_blocking(self._store.append, executed, commit)
+        self.head.advance(executed, commit)
+        self.mempool.prune(self.head.state)
+        self._executed.clear()
+        self._rounds = self._new_rounds()
+        self._progress += 1
+        logger.debug("chain.block_final", height=self.height, transactions=len(executed.block.transactions))
+        reached, self._new_block = self._new_block, trio.Event()
+        reached.set()
+        self._schedule_start()
+        self._nursery.start_soon(self._broadcast, "chain.status", _body(StatusNotice(height=self.height)), None)
+        early, self._early = self._early, []
+        for message in early:
+            self._nursery.start_soon(self._queue, message)
+
+    async def _take_batch(self, batch: _Batch) -> None:
+        """Follow final blocks from a peer; one that lies is cut off."""
+        for block, commit in batch.blocks:
+            if block.height != self.height + 1:
+                continue
+            try:
+                self.head.check_final(block, commit)
+                executed = self.head.execute(block)
+            except RuleBroken as error:
+                logger.warning("chain.sync_refused", peer=batch.peer.node_id.hex(), reason=str(error))
+                await batch.peer.close("sent a block that is not final")
+                break
+            await self._commit(executed, commit)
+        batch.done.set()
+
+    def _new_rounds(self) -> Rounds:
+        return Rounds(
+            self.head.height + 1,
+            self.head.validators,
+            self._identity.public_key if self._signer is not None else None,
+            params=self.head.params,
+            network_id=self.head.network_id,
+            is_valid=self._judge,
+        )
+
+    def _schedule_start(self) -> None:
+        due_ms = self.head.time_ms + self.head.params.block_interval_ms
+        if self.head.height == 0:
+            due_ms = 0
+        wait_s = max(0, due_ms - self._now_ms()) / 1000
+        # a clock that was set back must not stop the chain for longer than one interval
+        wait_s = min(wait_s, self.head.params.block_interval_ms / 1000)
+        self._nursery.start_soon(self._send_later, wait_s, _Start(self._rounds.height))
+
+    async def _send_later(self, after_s: float, message: _Input) -> None:
+        await trio.sleep(after_s)
+        await self._send.send(message)
+
+    # telling others
+
+    async def _broadcast(self, method: str, body: Any, origin: NodeId | None) -> None:
+        if self._peers is None:
+            return
+        for peer in self._peers.connected():
+            if peer.node_id != origin:
+                await self._tell(peer, method, body)
+
+    async def _tell(self, peer: Peer, method: str, body: Any) -> None:
+        try:
+            await peer.notify(method, body, priority=Priority.HIGH)
+        except CallError:
+            # the session's own task closes it and says so
+            self.forget(peer.node_id)
+
+    async def _tell_round(self, peer: Peer) -> None:
+        """Send all that we know of the height under way."""
+        for proposal in list(self._rounds.proposals.values()):
+            await self._tell(peer, "chain.proposal", encode_record(proposal))
+        for vote in self._rounds.tally.votes():
+            await self._tell(peer, "chain.vote", encode_record(vote))
+
+    async def _regossip(self) -> None:
+        """Say again what we know while a height stands still: a message may have been lost with a session."""
+        seen = -1
+        while True:
+            await trio.sleep(REGOSSIP_S)
+            if seen == self._progress and self._rounds.step != Step.WAITING and self._peers is not None:
+                for peer in self._peers.connected():
+                    await self._tell_round(peer)
+            seen = self._progress
+
+    async def _sync(self) -> None:
+        """Fetch final blocks from whoever is ahead, until nobody is."""
+        while True:
+            with trio.move_on_after(REGOSSIP_S * 5):
+                await self._behind.wait()
+            self._behind = trio.Event()
+            while (peer := self._farthest_peer()) is not None:
+                if not await self._fetch(peer):
+                    break
+
+    def _farthest_peer(self) -> Peer | None:
+        if self._peers is None:
+            return None
+        ahead = [peer for peer in self._peers.connected() if self._peer_heights.get(peer.node_id, 0) > self.height]
+        return max(ahead, key=lambda peer: self._peer_heights[peer.node_id], default=None)
+
+    async def _fetch(self, peer: Peer) -> bool:
+        """Ask one peer for a batch and wait until it is taken; False if that brought nothing."""
+        before = self.height
+        request = BlocksRequest(start=before + 1, limit=SYNC_BATCH)
+        try:
+            reply = await peer.call("chain.blocks", _body(request), deadline_s=SYNC_DEADLINE_S)
+            batch = _Batch(peer, _parse_blocks(reply.body), trio.Event())
+        except (CallError, RemoteProtocolError) as error:
+            logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
+            self.forget(peer.node_id)
+            return False
+        if not batch.blocks:
+            # it claimed more than it has
+            self._peer_heights[peer.node_id] = before
+            return False
+        await self._send.send(batch)
+        await batch.done.wait()
+        return self.height > before
+
+
+def _body(record: Record) -> Any:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def _parse(call: Call, kind: type[RecordT]) -> RecordT:
+    if not isinstance(call.body, bytes):
+        raise Refused("malformed", f"a {kind.__name__.lower()} travels as bytes")
+    return decode_record(call.body, kind, max_bytes=MAX_BLOCK_MESSAGE_BYTES)
+
+
+def _parse_blocks(body: Any) -> list[tuple[Block, Commit]]:
+    """The blocks of an answer. Raises `Malformed` or `TooLarge`."""
+    rows = convert_record({"rows": body}, _BlockRows).rows
+    return [
+        (
+            decode_record(block, Block, max_bytes=MAX_BLOCK_MESSAGE_BYTES),
+            decode_record(commit, Commit, max_bytes=MAX_BLOCK_MESSAGE_BYTES),
+        )
+        for block, commit in rows
+    ]
+
+
+class _BlockRows(Record, frozen=True, kw_only=True):
+    rows: tuple[tuple[bytes, bytes], ...]

@@ -1,0 +1,211 @@
+"""The chain database: blocks, commits, state and remembered peers in SQLite, one writer, nothing half-written.
+
+WAL with ``synchronous=FULL``: a block is on disk, whole and with the state after it, before `append` returns, so
+``kill -9`` at any instant loses nothing that was acknowledged. Everything here blocks; callers run it in a thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from moed.consensus.blocks import GENESIS_COMMIT, Block, Commit
+from moed.consensus.errors import RuleBroken
+from moed.consensus.genesis import Genesis, genesis_state
+from moed.consensus.state import State, decode_state_record
+from moed.consensus.transition import Executed, Head
+from moed.protocol.codec import decode_record, encode_record
+from moed.protocol.errors import RemoteProtocolError
+
+from .errors import StoreCorrupt, StoreFailed
+
+SCHEMA_VERSION = 1
+
+
+class Store:
+    """One open chain database. `close` it, or use it as a context manager."""
+
+    def __init__(self, path: Path, genesis: Genesis) -> None:
+        """Open or make the database of ``genesis``'s network at ``path``.
+
+        Raises `StoreFailed` if the file cannot be opened or written, `StoreCorrupt` if it is no chain database or
+        belongs to another network.
+        """
+        self.path = path
+        self.genesis = genesis
+        try:
+            # the one writer may be called from any worker thread, but only from one at a time
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise self._failure("open", error) from error
+
+    def _prepare(self) -> None:
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA_VERSION:
+            raise StoreCorrupt(
+                f"{self.path} is of schema {version}, and this moed knows up to {SCHEMA_VERSION}",
+                "run the newer moed that made it",
+            )
+        if version == 0:
+            self._create()
+        stored = self._meta("network_id")
+        if stored != self.genesis.network_id:
+            raise StoreCorrupt(
+                f"{self.path} belongs to network {stored.hex()[:12] if stored else 'none'}, "
+                f"and the genesis is of network {self.genesis.network_id.hex()[:12]}",
+                "use the genesis file that this home was made with, or a new home",
+            )
+
+    def _create(self) -> None:
+        schema = files("moed.daemon").joinpath("schema.sql").read_text()
+        with self._transaction():
+            for statement in schema.split(";"):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO meta VALUES ('network_id', ?)", (self.genesis.network_id,))
+            encoded = genesis_state(self.genesis).encoded()
+            self._db.executemany("INSERT INTO state VALUES (?, ?)", encoded.items())
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._db)
+
+    def _failure(self, doing: str, error: sqlite3.DatabaseError) -> StoreFailed | StoreCorrupt:
+        code = getattr(error, "sqlite_errorname", "")
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StoreCorrupt(f"{self.path} is damaged ({error})", "restore it from a backup, or sync a new home")
+        if code.startswith("SQLITE_FULL"):
+            return StoreFailed(f"the disk of {self.path} is full", "free some space and start moed again")
+        return StoreFailed(f"cannot {doing} {self.path}: {error}", "check the folder's owner and mode, and the disk")
+
+    def _meta(self, name: str) -> bytes | None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return bytes(row[0]) if row else None
+
+    def load_head(self) -> Head:
+        """The head that the database ends with, its state checked against the root in its last block.
+
+        Raises `StoreCorrupt` if they differ.
+        """
+        try:
+            rows = self._db.execute("SELECT key, value FROM state").fetchall()
+            last = self._db.execute('SELECT block, "commit" FROM blocks ORDER BY height DESC LIMIT 1').fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        try:
+            state = State({bytes(key): decode_state_record(bytes(key), bytes(value)) for key, value in rows})
+            header = decode_record(last[0], Block).header if last else None
+            commit = decode_record(last[1], Commit) if last else GENESIS_COMMIT
+        except (RemoteProtocolError, KeyError) as error:
+            raise StoreCorrupt(f"{self.path} holds a record that does not parse: {error}", _REMEDY) from error
+        head = Head(self.genesis, state, header, commit)
+        if header is not None and head.state_root != header.state_root:
+            raise StoreCorrupt(f"the state in {self.path} is not the one of its last block {header.height}", _REMEDY)
+        return head
+
+    def append(self, executed: Executed, commit: Commit) -> None:
+        """Put a final block, its commit and the changed state on disk, all or nothing, before returning.
+
+        Raises `StoreFailed` or `StoreCorrupt`.
+        """
+        block = executed.block
+        try:
+            with self._transaction():
+                self._db.execute(
+                    "INSERT INTO blocks VALUES (?, ?, ?, ?)",
+                    (block.height, block.hash, encode_record(block), encode_record(commit)),
+                )
+                self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", executed.encoded.items())
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def encoded_blocks(self, start: int, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to ``limit`` blocks from height ``start`` on, each with its commit, as stored."""
+        try:
+            rows = self._db.execute(
+                'SELECT block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?', (start, limit)
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        return [(bytes(block), bytes(commit)) for block, commit in rows]
+
+    def blocks(self, start: int = 1, batch: int = 100) -> Iterator[tuple[Block, Commit]]:
+        """Every block from ``start`` on with its commit, read in batches. Raises `StoreCorrupt` for one that is not."""
+        while rows := self.encoded_blocks(start, batch):
+            for encoded, encoded_commit in rows:
+                try:
+                    yield decode_record(encoded, Block), decode_record(encoded_commit, Commit)
+                except RemoteProtocolError as error:
+                    raise StoreCorrupt(f"block {start} in {self.path} does not parse: {error}", _REMEDY) from error
+                start += 1
+
+    def remember_peers(self, peers: Sequence[tuple[bytes, str, int, int]]) -> None:
+        """Replace the remembered peers by these: (node id, host, port, last seen in unix seconds)."""
+        try:
+            with self._transaction():
+                self._db.execute("DELETE FROM peers")
+                self._db.executemany("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?)", peers)
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def remembered_peers(self) -> list[tuple[bytes, str, int, int]]:
+        """What `remember_peers` last kept, the most recently seen first."""
+        rows = self._db.execute("SELECT node_id, host, port, last_seen FROM peers ORDER BY last_seen DESC")
+        return [(bytes(node_id), host, port, seen) for node_id, host, port, seen in rows]
+
+    def stored_state(self) -> Mapping[bytes, bytes]:
+        """The state's records as stored, for a check against a fresh execution."""
+        return {bytes(key): bytes(value) for key, value in self._db.execute("SELECT key, value FROM state")}
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_REMEDY = "run `moed chain verify`, then restore the file from a backup or sync a new home"
+
+
+class _Transaction:
+    """All of the statements inside, or none."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def verify_chain(store: Store) -> Head:
+    """Re-execute every block from genesis and compare with what is stored; returns the head that came out.
+
+    Raises `StoreCorrupt` naming the first height at which something differs.
+    """
+    head = Head.at_genesis(store.genesis)
+    for block, commit in store.blocks():
+        try:
+            executed = head.execute(block)
+            head.check_final(block, commit)
+        except RuleBroken as error:
+            raise StoreCorrupt(f"block {head.height + 1} in {store.path} breaks a rule: {error}", _REMEDY) from error
+        head.advance(executed, commit)
+    if head.state.encoded() != store.stored_state():
+        raise StoreCorrupt(f"the state in {store.path} is not what its {head.height} blocks give", _REMEDY)
+    return head

@@ -1,0 +1,321 @@
+"""Agreement by scenario and by simulation: one block, whatever the order, as long as two thirds take part."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from moed.consensus.blocks import NO_BLOCK, Block, Proposal, Vote, VoteKind, sign_proposal, sign_vote
+from moed.consensus.rounds import (
+    CastVote,
+    Decide,
+    Effect,
+    Equivocation,
+    Propose,
+    Rounds,
+    ScheduleTimeout,
+    Step,
+    Timeout,
+)
+from moed.consensus.transition import Head
+from moed.consensus.turns import proposer
+from moed.protocol.errors import BadSignature, Unexpected
+from moed.protocol.identity import Identity
+from support.chains import key, make_genesis
+
+STAKES = (30, 30, 20, 20)
+GENESIS = make_genesis(STAKES)
+KEYS = [key(number) for number in range(1, len(STAKES) + 1)]
+BY_KEY: dict[bytes, Identity] = {one.public_key: one for one in KEYS}
+
+
+def new_head() -> Head:
+    return Head.at_genesis(GENESIS)
+
+
+def make_rounds(me: Identity | None, *, accepts: bool = True) -> Rounds:
+    head = new_head()
+    return Rounds(
+        1,
+        head.validators,
+        me.public_key if me else None,
+        params=GENESIS.params,
+        network_id=GENESIS.network_id,
+        is_valid=lambda _: accepts,
+    )
+
+
+def block_by(number: int) -> Block:
+    """A block that differs by its time."""
+    head = new_head()
+    return head.build([], proposer=KEYS[0].public_key, now_ms=head.time_ms + number)[0]
+
+
+def turn_of(round_number: int) -> Identity:
+    return BY_KEY[proposer(new_head().validators, round_number)]
+
+
+def propose(block: Block, round_number: int = 0, valid_round: int = -1) -> Proposal:
+    return sign_proposal(turn_of(round_number), GENESIS.network_id, round_number, valid_round, block)
+
+
+def vote(signer: Identity, kind: VoteKind, block_hash: bytes, round_number: int = 0) -> Vote:
+    return sign_vote(signer, GENESIS.network_id, kind, 1, round_number, block_hash)
+
+
+def cast(effects: Sequence[Effect]) -> list[tuple[VoteKind, int, bytes]]:
+    return [(one.kind, one.round, one.block_hash) for one in effects if isinstance(one, CastVote)]
+
+
+def others(*without: Identity) -> list[Identity]:
+    return [one for one in KEYS if one not in without]
+
+
+def test_three_of_four_decide_the_proposed_block() -> None:
+    """The plain course: proposal, prevotes, precommits, decision, with a commit that proves it."""
+    me, block = KEYS[0], block_by(1)
+    rounds = make_rounds(me)
+    rounds.start()
+    effects = rounds.on_proposal(propose(block))
+    assert cast(effects) == [(VoteKind.PREVOTE, 0, block.hash)]
+    for signer in KEYS[:3]:
+        effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
+    assert cast(effects) == [(VoteKind.PRECOMMIT, 0, block.hash)]
+    for signer in KEYS[:3]:
+        effects = rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, block.hash))
+    decision = next(one for one in effects if isinstance(one, Decide))
+    assert decision.block.hash == block.hash
+    new_head().check_final(block, decision.commit)
+
+
+def test_two_thirds_exactly_is_no_quorum() -> None:
+    """Stake is counted, not heads, and two thirds must be exceeded."""
+    genesis = make_genesis((1, 1, 1))
+    head = Head.at_genesis(genesis)
+    rounds = Rounds(
+        1, head.validators, None, params=genesis.params, network_id=genesis.network_id, is_valid=lambda _: True
+    )
+    block = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)[0]
+    rounds.start()
+    turn = next(one for one in (key(1), key(2), key(3)) if one.public_key == proposer(head.validators, 0))
+    rounds.on_proposal(sign_proposal(turn, genesis.network_id, 0, -1, block))
+    effects: list[Effect] = []
+    for signer in (key(1), key(2)):
+        effects += rounds.on_vote(sign_vote(signer, genesis.network_id, VoteKind.PRECOMMIT, 1, 0, block.hash))
+    assert not any(isinstance(one, Decide) for one in effects)
+    effects = rounds.on_vote(sign_vote(key(3), genesis.network_id, VoteKind.PRECOMMIT, 1, 0, block.hash))
+    assert any(isinstance(one, Decide) for one in effects)
+
+
+def test_an_invalid_block_gets_a_vote_for_none() -> None:
+    """A validator never votes for what its own chain refuses."""
+    rounds = make_rounds(KEYS[0], accepts=False)
+    rounds.start()
+    assert cast(rounds.on_proposal(propose(block_by(1)))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
+
+
+def test_silence_of_the_proposer_moves_everyone_to_the_next_round() -> None:
+    """Rules T1, 6 and T3: no proposal, prevote none, precommit none, next round."""
+    me = turn_of(1)
+    rounds = make_rounds(me)
+    rounds.start()
+    assert cast(rounds.on_timeout(Timeout(1, 0, Step.PROPOSE))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
+    effects: list[Effect] = []
+    for signer in KEYS[:3]:
+        effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, NO_BLOCK))
+    assert cast(effects) == [(VoteKind.PRECOMMIT, 0, NO_BLOCK)]
+    for signer in KEYS[:3]:
+        effects = rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, NO_BLOCK))
+    timeout = next(one.timeout for one in effects if isinstance(one, ScheduleTimeout))
+    effects = rounds.on_timeout(timeout)
+    assert rounds.round == 1
+    assert any(isinstance(one, Propose) and one.round == 1 for one in effects)
+
+
+def lock_on(rounds: Rounds, block: Block) -> None:
+    """Bring a machine to having precommitted ``block`` in round 0, without a decision."""
+    rounds.start()
+    rounds.on_proposal(propose(block))
+    effects: list[Effect] = []
+    for signer in KEYS[:3]:
+        effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
+    assert cast(effects) == [(VoteKind.PRECOMMIT, 0, block.hash)]
+    rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    assert rounds.round == 1
+
+
+def test_a_locked_validator_refuses_another_block() -> None:
+    """Rule 2: locked on one block, it prevotes none for a fresh other one."""
+    rounds = make_rounds(KEYS[0])
+    lock_on(rounds, block_by(1))
+    assert cast(rounds.on_proposal(propose(block_by(2), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
+
+
+def test_a_lock_gives_way_to_a_later_quorum() -> None:
+    """Rule 3: a block with a prevote quorum in a later round than the lock gets its vote."""
+    rounds = make_rounds(KEYS[0])
+    lock_on(rounds, block_by(1))
+    other = block_by(2)
+    rounds.on_timeout(Timeout(1, 1, Step.PROPOSE))
+    for signer in KEYS[1:]:
+        rounds.on_vote(vote(signer, VoteKind.PREVOTE, other.hash, 1))
+    rounds.on_timeout(Timeout(1, 1, Step.PREVOTE))
+    rounds.on_timeout(Timeout(1, 1, Step.PRECOMMIT))
+    assert rounds.round == 2
+    assert cast(rounds.on_proposal(propose(other, 2, valid_round=1))) == [(VoteKind.PREVOTE, 2, other.hash)]
+
+
+def test_a_claimed_quorum_that_nobody_has_seen_gets_no_vote() -> None:
+    """Rule 3 waits for the prevotes themselves, not for the proposer's word."""
+    rounds = make_rounds(KEYS[0])
+    lock_on(rounds, block_by(1))
+    rounds.on_timeout(Timeout(1, 1, Step.PRECOMMIT))
+    assert cast(rounds.on_proposal(propose(block_by(2), 2, valid_round=1))) == []
+
+
+def test_the_valid_block_is_proposed_again() -> None:
+    """Rule 1: who knows a quorum's block proposes that one, with the round of the quorum."""
+    me = turn_of(1)
+    rounds = make_rounds(me)
+    block = block_by(1)
+    rounds.start()
+    rounds.on_proposal(propose(block))
+    for signer in others(me):
+        rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
+    effects = rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    turn = next(one for one in effects if isinstance(one, Propose))
+    assert (turn.round, turn.valid_round) == (1, 0)
+    assert turn.block is not None
+    assert turn.block.hash == block.hash
+
+
+def test_a_quorum_of_an_earlier_round_still_decides() -> None:
+    """Rule 8 holds for every round, not only for the one under way."""
+    rounds = make_rounds(None)
+    block = block_by(1)
+    rounds.start()
+    rounds.on_proposal(propose(block))
+    rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    assert rounds.round == 1
+    effects: list[Effect] = []
+    for signer in KEYS[1:]:
+        effects += rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, block.hash, 0))
+    assert any(isinstance(one, Decide) for one in effects)
+
+
+def test_more_than_a_third_in_a_later_round_pulls_along() -> None:
+    """Rule 9: over one third of the stake is at least one honest validator."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 5))
+    assert rounds.round == 0
+    rounds.on_vote(vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, 5))
+    assert rounds.round == 5
+
+
+def test_a_stale_timeout_changes_nothing() -> None:
+    """A time-out names its height, round and step; any other moment ignores it."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    rounds.on_proposal(propose(block_by(1)))
+    for stale in (Timeout(1, 0, Step.PROPOSE), Timeout(2, 0, Step.PREVOTE), Timeout(1, 3, Step.PREVOTE)):
+        assert rounds.on_timeout(stale) == []
+    assert (rounds.round, rounds.step) == (0, Step.PREVOTE)
+
+
+def test_two_votes_in_one_round_are_shown_and_count_once() -> None:
+    """Equivocation is evidence, and the second vote has no weight."""
+    rounds = make_rounds(None)
+    rounds.start()
+    rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\1" * 32))
+    effects = rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\2" * 32))
+    assert [type(one) for one in effects] == [Equivocation]
+    assert not rounds.tally.has_quorum_of_any(VoteKind.PREVOTE, 0)
+    assert rounds.tally.power_in_round(0) == STAKES[0]
+
+
+def test_forged_and_foreign_messages_are_refused() -> None:
+    """Signatures, turns and heights are checked before anything is kept."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    wrong = next(one for one in KEYS if one is not turn_of(0))
+    with pytest.raises(BadSignature):
+        rounds.on_proposal(sign_proposal(wrong, GENESIS.network_id, 0, -1, block_by(1)))
+    with pytest.raises(BadSignature):
+        rounds.on_vote(sign_vote(KEYS[1], b"another network", VoteKind.PREVOTE, 1, 0, NO_BLOCK))
+    with pytest.raises(Unexpected):
+        rounds.on_vote(vote(key(99), VoteKind.PREVOTE, NO_BLOCK))
+    with pytest.raises(Unexpected):
+        rounds.on_vote(sign_vote(KEYS[1], GENESIS.network_id, VoteKind.PREVOTE, 2, 0, NO_BLOCK))
+    with pytest.raises(Unexpected):
+        rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 999))
+    assert rounds.tally.rounds() == []
+    assert rounds.proposals == {}
+
+
+class _Network:
+    """Machines joined in memory: messages arrive in any order, late or twice; time-outs fire when nothing else can."""
+
+    def __init__(self, seed: int, silent: Sequence[Identity]) -> None:
+        self.random = random.Random(seed)
+        self.machines: dict[bytes, Rounds] = {one.public_key: make_rounds(one) for one in KEYS if one not in silent}
+        self.waiting: list[tuple[bytes, Proposal | Vote]] = []
+        self.timeouts: list[tuple[int, bytes, Timeout]] = []
+        self.now_ms = 0
+        self.decided: dict[bytes, Decide] = {}
+
+    def run(self) -> None:
+        for name, machine in self.machines.items():
+            self.carry_out(name, machine.start())
+        for _ in range(20_000):
+            if len(self.decided) == len(self.machines):
+                return
+            self.step()
+        raise AssertionError("no decision in 20,000 steps")
+
+    def step(self) -> None:
+        if self.waiting and self.random.random() < 0.95:
+            at = self.random.randrange(len(self.waiting))
+            name, message = self.waiting[at]
+            if self.random.random() < 0.9:  # else it stays and arrives once more
+                self.waiting.pop(at)
+            if name not in self.decided:
+                machine = self.machines[name]
+                handle = machine.on_vote if isinstance(message, Vote) else machine.on_proposal
+                self.carry_out(name, handle(message))  # type: ignore[arg-type]  # chosen by the message's type
+        elif self.timeouts:
+            self.timeouts.sort(key=lambda entry: entry[0])
+            self.now_ms, name, timeout = self.timeouts.pop(0)
+            if name not in self.decided:
+                self.carry_out(name, self.machines[name].on_timeout(timeout))
+
+    def carry_out(self, name: bytes, effects: Sequence[Effect]) -> None:
+        me = BY_KEY[name]
+        for effect in effects:
+            match effect:
+                case CastVote():
+                    self.send(vote(me, effect.kind, effect.block_hash, effect.round))
+                case Propose():
+                    block = effect.block or block_by(1 + effect.round)
+                    self.send(sign_proposal(me, GENESIS.network_id, effect.round, effect.valid_round, block))
+                case ScheduleTimeout():
+                    self.timeouts.append((self.now_ms + effect.after_ms, name, effect.timeout))
+                case Decide():
+                    self.decided[name] = effect
+
+    def send(self, message: Proposal | Vote) -> None:
+        self.waiting += [(name, message) for name in self.machines]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_all_agree_in_any_order_of_messages(seed: int) -> None:
+    """Forty orders of arrival, with one validator of a fifth of the stake silent in half of them."""
+    network = _Network(seed, silent=[KEYS[3]] if seed % 2 else [])
+    network.run()
+    hashes = {decision.block.hash for decision in network.decided.values()}
+    assert len(hashes) == 1
+    head = new_head()
+    for decision in network.decided.values():
+        head.check_final(decision.block, decision.commit)
