@@ -1,0 +1,394 @@
+"""Discovery: where the peer with an id is, and who belongs to a topic, over a Kademlia that strangers cannot poison.
+
+`Dht` is the trio face. Below it `rpc.AuthenticatedProtocol` (the kademlia package's protocol, hardened) keeps its
+futures and timers on a trio-asyncio loop, `search` asks, `protocol.records` says what to believe. Nothing of the
+package's ``Server`` is left: its socket, its unawaited tasks, its look-up and its pickled state are each replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeAlias
+
+import msgspec
+import structlog
+import trio
+
+from moed.protocol.identity import Identity
+from moed.protocol.queries import Contact
+from moed.protocol.record_store import RecordStore
+from moed.protocol.records import (
+    PeerRecord,
+    TopicEntry,
+    fit_peer_record,
+    key_of_peer,
+    key_of_topic,
+    sign_record,
+)
+
+from .datagrams import Address, DatagramPort, PortTransport, UdpPort
+from .library import Node, current_loop, open_loop
+from .routing import random_id_in
+from .rpc import AuthenticatedProtocol, SignedStorage
+from .search import Search
+
+logger = structlog.get_logger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+WITHDRAW_TIMEOUT_S = 3.0
+KNOCKS = 3
+"""How often an address that may be a node is tried before it is given up."""
+UPKEEP_EVERY_S = 5.0
+PROVE_AGAIN_AFTER_S = 60.0
+"""An address that has not answered gets one ping from us in this time, whatever is sent in its name."""
+MAX_PROVING = 1024
+MAX_CHORES = 256
+CHORE_WORKERS = 8
+MAX_HANDED_OVER = 64
+"""The most records that one new contact is given at once; their owners renew the rest."""
+ENOUGH_PEER_ANSWERS = 3
+ENOUGH_TOPIC_ANSWERS = 8
+
+Resolve: TypeAlias = Callable[[str, int], Awaitable[list[Address]]]
+Record: TypeAlias = PeerRecord | TopicEntry
+
+
+class _Chore(Enum):
+    PROVE = auto()
+    HAND_OVER = auto()
+
+
+@dataclass(slots=True)
+class _Published:
+    """A record of our own that is kept alive in the network."""
+
+    record: Record
+    due_at_s: float
+    retry_s: float
+
+
+class Dht:
+    """One node of the DHT. Start `run` in a nursery, then `join`; the methods that ask wait until it runs.
+
+    ``now_s`` is unix time; it dates envelopes and records and drives buckets and limits, so that virtual time needs
+    one clock only. ``remembered`` are contacts of an earlier life, tried beside the bootstraps; the caller stores
+    `contacts` for the next one. ``resolve`` turns a host name into numeric addresses.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        network_id: bytes,
+        *,
+        now_s: Callable[[], float] = time.time,
+        randomness: Callable[[int], bytes] = os.urandom,
+        resolve: Resolve | None = None,
+        remembered: Sequence[Contact] = (),
+        k: int = 20,
+        alpha: int = 3,
+        record_ttl_s: float = 3600.0,
+        republish_s: float = 1200.0,
+        max_datagrams_per_s: float = 200.0,
+    ) -> None:
+        self._identity = identity
+        self._network_id = network_id
+        self._now_s = now_s
+        self._resolve = resolve or resolve_name
+        self._remembered = tuple(remembered)
+        self._record_ttl_s = record_ttl_s
+        self._republish_s = republish_s
+        self._rng = random.Random(randomness(16))  # noqa: S311  # draws ids to refresh buckets with, no secret
+        self._records = RecordStore(network_id, identity.node_id, salt=randomness(16))
+        self._protocol = AuthenticatedProtocol(
+            identity,
+            network_id,
+            SignedStorage(self._records, now_s),
+            k=k,
+            now_s=now_s,
+            randomness=randomness,
+            on_unproven=self._queue_proof,
+            on_new=self._queue_hand_over,
+            max_datagrams_per_s=max_datagrams_per_s,
+        )
+        self._search = Search(self._protocol, identity.node_id, network_id, k=k, alpha=alpha, now_s=now_s)
+        self._published: dict[bytes, _Published] = {}
+        self._sequence = 0
+        self._bootstraps: tuple[Address, ...] = ()
+        self._proving: OrderedDict[Address, float] = OrderedDict()
+        # Written by the protocol's plain functions, read by the chore workers. When full the newest chore is
+        # dropped: a contact that matters will ask us again.
+        self._chores, self._chores_to_do = trio.open_memory_channel[tuple[_Chore, Contact]](MAX_CHORES)
+        self._serving = trio.Event()
+        self._has_joined = False
+
+    async def run(
+        self,
+        socket: trio.socket.SocketType,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve on a bound UDP ``socket`` until cancelled; the caller closes the socket afterwards.
+
+        Uses the trio-asyncio loop that is running around it, or opens one of its own for as long as it runs.
+        Keeps buckets fresh and published records alive. Called once in the life of the object.
+        """
+        port = UdpPort(socket)
+        try:
+            await self.serve(port, task_status=task_status)
+        finally:
+            port.close()
+
+    async def serve(self, port: DatagramPort, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve on any datagram ``port`` until cancelled: `run` without a socket."""
+        async with _asyncio_loop() as loop:
+            self._protocol.attach(loop, PortTransport(port))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read, port)
+                    nursery.start_soon(self._keep_up)
+                    for _ in range(CHORE_WORKERS):
+                        nursery.start_soon(self._do_chores)
+                    self._serving.set()
+                    task_status.started()
+            finally:
+                self._protocol.detach()
+
+    async def join(self, bootstraps: Sequence[Address]) -> int:
+        """Enter the network through any of ``bootstraps`` (host names allowed) or remembered contacts.
+
+        All are tried at the same time; the first that answers is enough. Returns how many contacts are known
+        afterwards, at the latest after `JOIN_TIMEOUT_S`; 0 is no error: upkeep goes on trying.
+        """
+        await self._serving.wait()
+        self._bootstraps = tuple(bootstraps)
+        with trio.move_on_after(JOIN_TIMEOUT_S):
+            await self._enter()
+        self._has_joined = True
+        contacts = len(self.contacts())
+        logger.info("dht.joined", contacts=contacts, bootstraps=len(self._bootstraps))
+        return contacts
+
+    async def publish_peer(self, record: PeerRecord) -> int:
+        """Sign ``record`` and store it on the nodes nearest to its key, now and again before it expires.
+
+        Owner, sequence and expiry are filled in here; experts and devices beyond one datagram are left out.
+        Returns how many nodes accepted it, ourselves not counted.
+        """
+        return await self._publish(msgspec.structs.replace(record, owner=self._identity.public_key))
+
+    async def announce(self, topic: str, note: bytes = b"") -> int:
+        """Enter ourselves under ``topic``, now and again before it expires; returns how many nodes accepted."""
+        return await self._publish(TopicEntry(topic=topic, note=note, owner=self._identity.public_key))
+
+    async def find_peer(self, node_id: bytes) -> PeerRecord | None:
+        """The newest valid record that the peer with this id signed, or None if it has none or has left."""
+        for record in await self._find(key_of_peer(node_id), ENOUGH_PEER_ANSWERS):
+            if isinstance(record, PeerRecord) and not record.withdrawn:
+                return record
+        return None
+
+    async def find_topic(self, topic: str) -> list[TopicEntry]:
+        """The newest valid entry of every owner found under ``topic``, ordered by owner."""
+        found = await self._find(key_of_topic(topic), ENOUGH_TOPIC_ANSWERS)
+        return [entry for entry in found if isinstance(entry, TopicEntry) and not entry.withdrawn]
+
+    def contacts(self) -> list[Contact]:
+        """Every node whose key and address are proven, the last heard first."""
+        contacts = [peer.contact for peer in self._protocol.router.peers()]
+        return sorted(contacts, key=lambda contact: (-contact.last_seen_s, contact.node_id))
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """How many datagrams were dropped since the start, by reason."""
+        return self._protocol.drops.counts
+
+    async def withdraw(self) -> None:
+        """Leave gracefully: replace each published record by one that says so, within `WITHDRAW_TIMEOUT_S`."""
+        published, self._published = self._published, {}
+        with trio.move_on_after(WITHDRAW_TIMEOUT_S):
+            async with trio.open_nursery() as nursery:
+                for kept in published.values():
+                    nursery.start_soon(self._store, _withdrawn(kept.record))
+
+    async def _read(self, port: DatagramPort) -> None:
+        while True:
+            for data, address in await port.receive():
+                self._protocol.datagram_received(data, address)
+
+    async def _enter(self) -> None:
+        """Knock at every known door at once, and look up ourselves as soon as one opens."""
+        is_open = trio.Event()
+
+        async def knock_everywhere(nursery: trio.Nursery) -> None:
+            async with trio.open_nursery() as knocks:
+                for address in self._bootstraps:
+                    knocks.start_soon(self._knock_at_name, address, is_open)
+                for contact in self._remembered:
+                    knocks.start_soon(self._knock, contact.address, is_open)
+            if not is_open.is_set():
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock_everywhere, nursery)
+            await is_open.wait()
+            await self._search.find_nodes(self._identity.node_id)
+            nursery.cancel_scope.cancel()
+
+    async def _knock_at_name(self, address: Address, is_open: trio.Event) -> None:
+        try:
+            resolved = await self._resolve(*address)
+        except OSError as error:
+            logger.warning("dht.bootstrap_unresolved", host=address[0], port=address[1], error=str(error))
+            return
+        async with trio.open_nursery() as nursery:
+            for each in resolved[:4]:
+                nursery.start_soon(self._knock, each, is_open)
+
+    async def _knock(self, address: Address, is_open: trio.Event) -> None:
+        for _ in range(KNOCKS):
+            if await self._search.ping(address) is not None:
+                is_open.set()
+                return
+
+    async def _find(self, key: bytes, enough_values: int) -> list[Record]:
+        await self._serving.wait()
+        held = self._records.get(key, self._now_s())
+        return await self._search.find_records(key, held, enough_values=enough_values)
+
+    async def _publish(self, record: Record) -> int:
+        await self._serving.wait()
+        accepted = await self._store(record)
+        kept = self._published.setdefault(record.key, _Published(record, 0.0, UPKEEP_EVERY_S))
+        kept.record = record
+        if accepted:
+            kept.due_at_s = self._now_s() + self._republish_s
+            kept.retry_s = UPKEEP_EVERY_S
+        else:
+            kept.due_at_s = self._now_s() + kept.retry_s
+            kept.retry_s = min(2 * kept.retry_s, self._republish_s)
+        return accepted
+
+    async def _store(self, record: Record) -> int:
+        """Store ``record``, freshly signed, here and on the k nearest nodes; how many of those accepted."""
+        data = self._sign(record)
+        self._records.put(record.key, data, self._now_s())
+        accepted = 0
+
+        async def store(contact: Contact) -> None:
+            nonlocal accepted
+            is_kept = await self._search.store(contact, record.key, data)
+            accepted += is_kept
+
+        nearest = await self._search.find_nodes(record.key)
+        async with trio.open_nursery() as nursery:
+            for contact in nearest:
+                nursery.start_soon(store, contact)
+        return accepted
+
+    def _sign(self, record: Record) -> bytes:
+        # Milliseconds, so that a restarted node goes on above what it signed before.
+        self._sequence = max(self._sequence + 1, int(self._now_s() * 1000))
+        dated: Record = msgspec.structs.replace(
+            record, sequence=self._sequence, expires_at_s=int(self._now_s() + self._record_ttl_s)
+        )
+        if isinstance(dated, TopicEntry):
+            return sign_record(dated, self._identity, self._network_id)
+        fitted, data = fit_peer_record(dated, self._identity, self._network_id)
+        if fitted is not dated:
+            logger.warning("dht.record_shortened", experts=len(fitted.experts), devices=len(fitted.devices))
+        return data
+
+    async def _keep_up(self) -> None:
+        """Renew our records, refresh idle buckets, forget what expired, and go on knocking when alone."""
+        while True:
+            await trio.sleep(UPKEEP_EVERY_S)
+            now_s = self._now_s()
+            self._records.expire(now_s)
+            if self._has_joined and not self.contacts() and (self._bootstraps or self._remembered):
+                logger.warning("dht.alone", bootstraps=len(self._bootstraps))
+                with trio.move_on_after(JOIN_TIMEOUT_S):
+                    await self._enter()
+            for bucket in self._protocol.router.lonely_buckets():
+                await self._search.find_nodes(random_id_in(bucket, self._rng))
+            for key, kept in list(self._published.items()):
+                if kept.due_at_s <= now_s and self._published.get(key) is kept:
+                    await self._publish(kept.record)
+
+    async def _do_chores(self) -> None:
+        async for chore, contact in self._chores_to_do:
+            if chore is _Chore.PROVE:
+                await self._search.ping(contact)
+            else:
+                await self._hand_over(contact)
+
+    async def _hand_over(self, newcomer: Contact) -> None:
+        """Give a new contact the records that it should now hold and of which we are the nearest holder.
+
+        Section 2.5 of the Kademlia paper; the library hashed the key a second time, so it compared wrong places.
+        """
+        router = self._protocol.router
+        own, new = Node(self._identity.node_id), Node(newcomer.node_id)
+        handed_over = 0
+        for key, record in self._records:
+            await trio.lowlevel.checkpoint()
+            place = Node(key)
+            others = router.find_neighbors(place, exclude=new)
+            is_nearest = not others or own.distance_to(place) < others[0].distance_to(place)
+            is_wanted = len(others) < router.ksize or new.distance_to(place) < others[-1].distance_to(place)
+            if is_nearest and is_wanted:
+                await self._search.store(newcomer, key, record)
+                handed_over += 1
+                if handed_over >= MAX_HANDED_OVER:
+                    return
+
+    def _queue_proof(self, contact: Contact) -> None:
+        """Ping ``contact`` soon, unless its address was pinged for this reason a short while ago."""
+        now_s = self._now_s()
+        if now_s - self._proving.get(contact.address, float("-inf")) < PROVE_AGAIN_AFTER_S:
+            return
+        self._proving[contact.address] = now_s
+        self._proving.move_to_end(contact.address)
+        while len(self._proving) > MAX_PROVING:
+            self._proving.popitem(last=False)
+        self._queue(_Chore.PROVE, contact)
+
+    def _queue_hand_over(self, contact: Contact) -> None:
+        self._queue(_Chore.HAND_OVER, contact)
+
+    def _queue(self, chore: _Chore, contact: Contact) -> None:
+        try:
+            self._chores.send_nowait((chore, contact))
+        except trio.WouldBlock:
+            self._protocol.drops.count("chore_queue_full", contact.address)
+
+
+async def resolve_name(host: str, port: int) -> list[Address]:
+    """The numeric addresses of ``host``; raises `OSError` if it has none. Numeric hosts need no thread."""
+    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
+    return list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
+
+
+@asynccontextmanager
+async def _asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """The trio-asyncio loop around us, or one of our own."""
+    running = current_loop.get()
+    if running is not None:
+        yield running
+        return
+    async with open_loop() as loop:
+        yield loop
+
+
+def _withdrawn(record: Record) -> Record:
+    """What replaces ``record`` when its owner leaves: the same place, nothing offered."""
+    if isinstance(record, TopicEntry):
+        return TopicEntry(topic=record.topic, withdrawn=True, owner=record.owner)
+    return PeerRecord(withdrawn=True, owner=record.owner)
