@@ -36,7 +36,7 @@ demo: install
 	$(BIN)/moed devnet run --validators 2 --miners 4 --epochs 3 $(if $(JSON),--json $(JSON))
 
 promises: install
-	$(BIN)/python -m tests.promises
+	$(BIN)/python tests/promises --write docs/promises.md
 
 clean:
 	rm -rf $(VENV) .devnet .mypy_cache .pytest_cache .ruff_cache src/moed.egg-info build dist

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import structlog
@@ -40,6 +41,7 @@ from .store import Store
 
 logger = structlog.get_logger()
 
+T = TypeVar("T")
 RunBlocking = Callable[..., Awaitable[Any]]
 """Runs a blocking function elsewhere: ``trio.to_thread.run_sync`` in a daemon, inline on virtual time."""
 
@@ -47,6 +49,8 @@ REGOSSIP_S = 1.0
 """How long a height may stand still before we say again what we know of it."""
 SYNC_BATCH = 64
 SYNC_DEADLINE_S = 10.0
+MAX_TRANSACTIONS_TOLD = 100
+"""Waiting transactions that a new peer is told of; the rest reach it in blocks."""
 MAX_EARLY_MESSAGES = 256
 """Messages for the next height that are kept until we get there."""
 MAX_BLOCK_MESSAGE_BYTES = 1 << 22
@@ -155,6 +159,11 @@ class Chain:
         self.mempool.add(transaction, self.head.state)
         await self._broadcast("chain.transaction", encode_record(transaction), origin)
 
+    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a blocking read of the store where it does not hold anybody up."""
+        result: T = await self._run_blocking(function, *arguments)
+        return result
+
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may send: method names and what takes them."""
         return {
@@ -178,8 +187,10 @@ class Chain:
 
     async def greet(self, peer: Peer) -> None:
         """Tell a new peer how far we are, and what we know of the height under way."""
-        await peer.notify("chain.status", _body(StatusNotice(height=self.height)), priority=Priority.HIGH)
+        await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
         await self._tell_round(peer)
+        for transaction in islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD):
+            await self._tell(peer, "chain.transaction", encode_record(transaction))
 
     def forget(self, node_id: NodeId) -> None:
         """A peer is gone; its claims go with it."""

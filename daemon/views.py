@@ -1,0 +1,238 @@
+"""What a node shows of itself: the answers behind the local API, read from chain, sessions and directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from moed import __version__
+from moed.consensus.blocks import Block, Commit
+from moed.consensus.rounds import signed_share
+from moed.consensus.state import (
+    Neuron,
+    read_account,
+    read_neurons,
+    read_previous_validators,
+    read_totals,
+)
+from moed.protocol.codec import decode_record
+from moed.protocol.identity import Identity, NodeId, node_id_of
+from moed.protocol.records import PeerRecord
+
+from .chain import Chain
+from .discovery import Discovery
+from .network.peers import Peers
+from .store import Store
+
+U16 = 65_535
+MAX_CHAIN_ROWS = 200
+
+
+class Mixture(Protocol):
+    """Who answers completions: the validator of this node, or the way to another one."""
+
+    def complete(
+        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
+    ) -> AsyncIterator[dict[str, Any]]: ...
+
+    async def losses(self) -> dict[str, Any]: ...
+
+
+class NodeView:
+    """The control plane of one node. It reads what the node's services hold and changes nothing but the stop."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        role: str,
+        chain: Chain,
+        store: Store,
+        peers: Peers,
+        discovery: Discovery,
+        mixture: Mixture,
+        stop: Callable[[], None],
+        describe: Callable[[], PeerRecord],
+    ) -> None:
+        self._identity = identity
+        self._role = role
+        self._chain = chain
+        self._store = store
+        self._peers = peers
+        self._discovery = discovery
+        self._mixture = mixture
+        self._stop = stop
+        self._describe = describe
+        self._started = time.monotonic()
+        self.is_ready = False
+
+    def request_stop(self) -> None:
+        self._stop()
+
+    async def status(self) -> dict[str, Any]:
+        head = self._chain.head
+        totals = read_totals(head.state)
+        return {
+            "node_id": self._identity.node_id.hex(),
+            "public_key": self._identity.public_key.hex(),
+            "network": head.network_id.hex(),
+            "network_name": head.genesis.name,
+            "version": __version__,
+            "role": self._role,
+            "uid": read_account(head.state, self._identity.public_key).uid,
+            "height": head.height,
+            "state_root": head.state_root.hex(),
+            "epoch": totals.epoch,
+            "tempo": head.params.tempo,
+            "peers": len(self._peers.connected()),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "ready": self.is_ready,
+        }
+
+    async def peers(self) -> list[dict[str, Any]]:
+        uids = {neuron.node_id: neuron.uid for neuron in read_neurons(self._chain.head.state)}
+        return [
+            {
+                "node_id": peer.node_id.hex(),
+                "address": str(peer.address),
+                "direction": "out" if peer.is_outbound else "in",
+                "rtt_ms": None if peer.rtt_s is None else round(peer.rtt_s * 1000, 2),
+                "uid": uids.get(peer.node_id),
+                "roles": list(known.record.roles) if (known := self._known(peer.node_id)) else [],
+            }
+            for peer in self._peers.connected()
+        ]
+
+    async def experts(self) -> list[dict[str, Any]]:
+        uids = {neuron.node_id: neuron.uid for neuron in read_neurons(self._chain.head.state)}
+        rows = [
+            {
+                "uid": uids.get(record.node_id),
+                "node_id": record.node_id.hex(),
+                "name": expert.name,
+                "kind": expert.kind,
+                "domain": expert.domain,
+                "batch_limit": expert.batch_limit,
+                "forwards_per_s": expert.forwards_per_s,
+                "queue_delay_ms": expert.queue_delay_ms,
+            }
+            for record in self._records()
+            for expert in record.experts
+        ]
+        return sorted(rows, key=lambda row: (row["uid"] is None, row["uid"], row["name"]))
+
+    async def capacity(self) -> dict[str, Any]:
+        nodes = [
+            {
+                "node_id": record.node_id.hex(),
+                "devices": [
+                    {name: getattr(device, name) for name in device.__struct_fields__} for device in record.devices
+                ],
+                "load": record.load,
+                "price": record.price,
+            }
+            for record in self._records()
+        ]
+        devices = [device for node in nodes for device in node["devices"]]
+        return {
+            "nodes": nodes,
+            "total": {
+                "nodes": len(nodes),
+                "devices": sum(device["count"] for device in devices),
+                "memory_bytes": sum(device["count"] * device["total_bytes"] for device in devices),
+                "matmul_flops_per_s": sum(device["count"] * device["matmul_flops_per_s"] for device in devices),
+            },
+        }
+
+    async def rankings(self) -> dict[str, Any]:
+        state = self._chain.head.state
+        totals = read_totals(state)
+        neurons = read_neurons(state)
+        voters = [neuron for neuron in neurons if neuron.has_permit]
+        domains = {record.node_id: record.experts[0].domain for record in self._records() if record.experts}
+        miners = [self._miner_row(neuron, voters, domains) for neuron in neurons if not neuron.has_permit]
+        return {
+            "epoch": totals.epoch,
+            "height": self._chain.height,
+            "miners": sorted(miners, key=lambda row: (-row["incentive"], row["uid"])),
+            "validators": [
+                {
+                    "uid": neuron.uid,
+                    "node_id": neuron.node_id.hex(),
+                    "stake": read_account(state, neuron.key).stake,
+                    "dividends": neuron.dividends_u16 / U16,
+                    "trust": neuron.trust_u16 / U16,
+                    "last_update": neuron.last_update,
+                }
+                for neuron in voters
+            ],
+        }
+
+    def _miner_row(self, neuron: Neuron, voters: list[Neuron], domains: dict[NodeId, str]) -> dict[str, Any]:
+        shares = {}
+        for voter in voters:
+            total = sum(weight for _, weight in voter.weights)
+            weight = dict(voter.weights).get(neuron.uid)
+            if weight is not None and total:
+                shares[str(voter.uid)] = weight / total
+        return {
+            "uid": neuron.uid,
+            "node_id": neuron.node_id.hex(),
+            "domain": domains.get(neuron.node_id),
+            "incentive": neuron.incentive_u16 / U16,
+            "consensus": neuron.consensus_u16 / U16,
+            "emission": neuron.emission,
+            "balance": read_account(self._chain.head.state, neuron.key).balance,
+            "weight_by_validator": shares,
+        }
+
+    async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]:
+        head = self._chain.head
+        limit = max(1, min(limit, MAX_CHAIN_ROWS))
+        first = max(1, head.height - limit + 1 if start is None else start)
+        rows = await self._chain.read(self._store.encoded_blocks, first, limit)
+        signers = {entry.validator for entry in head.commit.signatures}
+        return {
+            "height": head.height,
+            "state_root": head.state_root.hex(),
+            "validators": [
+                {
+                    "node_id": node_id_of(member.key).hex(),
+                    "stake": member.power,
+                    "signed_last_block": member.key in signers,
+                }
+                for member in head.validators.members
+            ],
+            "blocks": [_block_row(block, commit) for block, commit in rows],
+            "signed_stake_share": signed_share(head.commit, read_previous_validators(head.state)),
+        }
+
+    def complete(
+        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        return self._mixture.complete(prompt, max_bytes=max_bytes, temperature=temperature, seed=seed)
+
+    async def losses(self) -> dict[str, Any]:
+        return await self._mixture.losses()
+
+    def _known(self, node_id: NodeId) -> Any:
+        return self._discovery.directory.get(node_id)
+
+    def _records(self) -> list[PeerRecord]:
+        """Our own record and those of everybody found."""
+        return [self._describe(), *(known.record for known in self._discovery.directory.values())]
+
+
+def _block_row(encoded: bytes, encoded_commit: bytes) -> dict[str, Any]:
+    block, commit = decode_record(encoded, Block), decode_record(encoded_commit, Commit)
+    return {
+        "height": block.height,
+        "hash": block.hash.hex(),
+        "time_ms": block.header.time_ms,
+        "proposer": node_id_of(block.header.proposer).hex(),
+        "transactions": len(block.transactions),
+        "state_root": block.header.state_root.hex(),
+        "round": commit.round,
+        "signatures": len(commit.signatures),
+    }
