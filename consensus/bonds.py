@@ -64,8 +64,7 @@ def bought_bonds(for_bonds: Bits, active_stake: Bits) -> Bits:
 
 def old_bonds(stored: U16Matrix, is_yuma_3: bool) -> Bits:
     """The bonds stored by the epoch before: shares of each miner (classic), or fractions of 65535 (Yuma 3)."""
-    plain = stored.astype(np.int64)
-    return divide(plain, np.full(1, U16_MAX, np.int64)) if is_yuma_3 else normalize(plain, axis=1)
+    return divide(stored, np.full(1, U16_MAX, np.int64)) if is_yuma_3 else normalize(stored, axis=1)
 
 
 def moving_average(new: Bits, old: Bits, alpha: Bits) -> Bits:
@@ -87,10 +86,9 @@ def liquid_alphas(for_bonds: Bits, old: Bits, consensus: Bits, rule: BondRule) -
     return np.clip(multiply_shares(spread, sigmoid) + rule.alpha_low, rule.alpha_low, rule.alpha_high)
 
 
-def liquid_average(for_bonds: Bits, old: Bits, alphas: Bits, has_entry: Flags) -> Bits:
-    """The moving average with a rate per pair, at most 1; a bond whose validator omits the miner is dropped."""
-    bonds = np.minimum(moving_average(for_bonds, old, alphas), ONE)
-    return np.where(has_entry, bonds, 0)
+def liquid_average(bonds: Bits, has_entry: Flags) -> Bits:
+    """With a rate per pair, bonds are at most 1, and a bond whose validator now omits the miner is dropped."""
+    return np.where(has_entry, np.minimum(bonds, ONE), 0)
 
 
 def has_bond_entry(weights: Bits, clipped: Bits, for_bonds: Bits, explicit_zeros: Flags, penalty: int) -> Flags:

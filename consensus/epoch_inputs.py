@@ -31,8 +31,9 @@ class EpochInputs:
     Amounts and blocks: ``stake``, ``min_stake`` and ``emission`` are in ledger units, the sum of stakes under 2**63;
     ``block`` is the height at which the epoch runs, ``last_tempo_block`` the first height after the epoch before it
     (or ``block`` minus tempo if there was none), ``activity_cutoff`` a number of blocks. ``last_update`` is the block
-    of a uid's latest weights, ``block_at_registration`` that of its latest registration. ``commit_blocks`` is None where weights are
-    not committed first, else per uid the block of its earliest unexpired commit, None or ``NO_COMMIT`` for none.
+    of a uid's latest weights, ``block_at_registration`` that of its latest registration. ``commit_blocks`` is None
+    where weights are not committed first, else per uid the block of its earliest unexpired commit, None or
+    ``NO_COMMIT`` for none.
 
     Rows: ``weights_u16`` and ``bonds_u16`` hold for each uid its (uid, u16) pairs in ascending order, explicit zeros
     kept; ``bonds_u16`` is ``stored_bonds_u16`` of the epoch before (empty rows at first). For large networks pass

@@ -2,8 +2,8 @@
 
 A number is a signed 64-bit integer with 32 bits after the point (I32F32): 1.0 is ``ONE``. Products are floored,
 quotients truncated, as the reference chain's number type does (substrate-fixed 0.6.0); its exponential and logarithm
-are rebuilt term by term, since their rounding is part of the result. Nothing here rounds through a float: where a
-float division is used it is proven exact at the line, or corrected with the integer remainder.
+are rebuilt term by term, since their rounding is part of the result. Nothing here rounds through a float: the one
+float division there is is exact, for the reason given where it stands.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 Bits = npt.NDArray[np.int64]
 """Raw integers of fixed-point numbers."""
+
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.uint16]
+"""Plain integers or raw ones: a ratio of two is the same either way."""
 
 FRACTION_BITS = 32
 ONE = 1 << FRACTION_BITS
@@ -60,24 +63,23 @@ def multiply_shares(a: Bits, b: Bits) -> Bits:
     return product.view(np.int64)
 
 
-def divide(a: Bits, b: Bits) -> Bits:
+def divide(a: Counts, b: Bits) -> Bits:
     """``floor(a / b)`` as bits, for a >= 0 and b > 0; also of plain integers, since only their ratio counts.
 
-    While ``a << 32`` is under 2**53 a float64 division truncates to the exact quotient: a true quotient below an
-    integer k is at least 1/b below it, more than half a unit in the last place of any quotient under 2**53 / b.
-    Larger numerators get the float quotient, off by at most one, and the integer remainder to mend it.
+    Three ways to the same integer, by the size of the numerator ``a << 32``. Under 2**53 a float64 division truncates
+    to the exact quotient: a true quotient below an integer k is at least 1/b below it, more than half a unit in the
+    last place of any quotient under 2**53 / b. Under 2**64 it is one unsigned division; above, a long one.
     """
     if not a.size or not b.size:
         return np.zeros(np.broadcast_shapes(a.shape, b.shape), np.int64)
-    largest, divisor, smallest = int(a.max()), int(b.max()), int(b.min())
-    if largest >= _EXACT_FLOAT or divisor >= _EXACT_FLOAT or largest >= smallest << 19:
-        return _divide_long(a, b, divisor)
-    result = (a * float(ONE) / b).astype(np.int64)
-    if largest << FRACTION_BITS >= _EXACT_FLOAT:
-        remainder = (a << FRACTION_BITS) - result * b  # wraps, but the remainder itself is small
-        result += remainder >= b
-        result -= remainder < 0
-    return result
+    largest, divisor = int(a.max()), int(b.max())
+    if largest << FRACTION_BITS < _EXACT_FLOAT and divisor < _EXACT_FLOAT:
+        scaled = b.astype(np.float64) / ONE  # exact, a power of two; one pass less than scaling the numerators
+        return (a.astype(np.float64) / scaled).astype(np.int64)
+    a = a.astype(np.int64, copy=False)
+    if largest < ONE:
+        return ((a.view(np.uint64) << np.uint64(FRACTION_BITS)) // b.view(np.uint64)).view(np.int64)
+    return _divide_long(a, b, divisor)
 
 
 def _divide_long(a: Bits, b: Bits, divisor: int) -> Bits:
@@ -93,9 +95,9 @@ def _divide_long(a: Bits, b: Bits, divisor: int) -> Bits:
     return quotient.astype(np.int64)
 
 
-def normalize(values: Bits, axis: int = 0) -> Bits:
+def normalize(values: Counts, axis: int = 0) -> Bits:
     """Divide non-negative values by their sum along ``axis``; where the sum is 0 they stay as they are, all 0."""
-    sums = values.sum(axis=axis, keepdims=True)
+    sums = values.sum(axis=axis, keepdims=True, dtype=np.int64)
     return divide(values, np.maximum(sums, 1))
 
 
@@ -112,10 +114,13 @@ def exp(x: Bits) -> Bits:
     """
     limit = EXP_LIMIT * ONE
     size = np.minimum(np.abs(np.maximum(x, -limit)), limit)
+    whole, part = size >> FRACTION_BITS, size & _LOW_HALF
     result = size + ONE
     term = size
     for power in range(2, _EXP_TERMS + 1):
-        term = multiply(term, size) // power
+        # ``multiply`` for factors of which one is at most 20.0 and the other under 2**27: three products, not four
+        low = ((term & _LOW_HALF).view(np.uint64) * part.view(np.uint64)) >> np.uint64(FRACTION_BITS)
+        term = (term * whole + (term >> FRACTION_BITS) * part + low.view(np.int64)) // power
         if not term.any():  # every later term is 0 as well
             break
         result += term

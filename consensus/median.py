@@ -31,4 +31,5 @@ def weighted_median(scores: Bits, stake: Bits, kappa: int) -> Bits:
 def _first_above(stakes: Bits, minority: int) -> Bits:
     """Per row the first position whose running sum is over ``minority``, or the last position."""
     position: Bits = (np.cumsum(stakes, axis=1) <= minority).sum(axis=1)
-    return np.minimum(position, stakes.shape[1] - 1)
+    last: Bits = np.minimum(position, stakes.shape[1] - 1)
+    return last

@@ -113,5 +113,5 @@ def sparse_from_dense(
     lengths[row_uids] = present.sum(axis=1)
     starts = np.zeros(n + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
-    columns = np.broadcast_to(np.arange(n, dtype=np.uint16), matrix.shape)
+    columns = np.tile(np.arange(n, dtype=np.uint16), (len(row_uids), 1))
     return SparseRows(starts, columns[present], matrix[present])

@@ -6,36 +6,22 @@ pallets/subtensor/src/epoch, commit 14bc6f9f, bit for bit. Everything is integer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .bonds import (
-    BondRule,
-    U16Matrix,
-    alphas_by_consensus,
-    bought_bonds,
-    column_upscaled,
-    has_bond_entry,
-    liquid_alphas,
-    liquid_average,
-    moving_average,
-    old_bonds,
-    weights_for_bonds,
-)
+from .bonds import BondRule, U16Matrix
 from .epoch_inputs import EpochArrays, EpochInputs, Flags, check_inputs
 from .epoch_result import EpochResult
 from .errors import InvalidEpochInput
 from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply_shares, normalize, ratio, to_u16
 from .median import weighted_median
+from .pairs import Pairs, columns, tiles
 from .sparse_rows import SparseRows, sparse_from_dense
 
 __all__ = ["EpochInputs", "EpochResult", "epoch", "pruning_order", "upscale_weights"]
-
-TILE = 1 << 15
-"""Matrix elements per step: a few arrays of this size stay in a core's second-level cache."""
 
 
 def epoch(inputs: EpochInputs) -> EpochResult:
@@ -44,7 +30,6 @@ def epoch(inputs: EpochInputs) -> EpochResult:
     Raises InvalidEpochInput, with the value in question, for inputs that contradict each other.
     """
     arrays = check_inputs(inputs)
-    rule = BondRule.of(inputs)
 
     active = arrays.last_update >= inputs.block - inputs.activity_cutoff
     stake = _stake_shares(inputs, arrays)
@@ -57,9 +42,16 @@ def epoch(inputs: EpochInputs) -> EpochResult:
     consensus, row_trust, ranks = _agree(weights, voting_stake, ratio(inputs.kappa_u16, U16_MAX))
     incentive = normalize(ranks)
 
-    kept_bonds = _kept_bonds(inputs, arrays, row_uids)
-    bonds = _grow_bonds(weights, consensus, voting_stake, kept_bonds, explicit_zeros, rule)
-    row_dividends = _dividends(bonds, incentive, voting_stake, rule)
+    pairs = Pairs(
+        row_uids=row_uids,
+        weights=weights,
+        explicit_zeros=explicit_zeros,
+        kept_bonds_u16=_kept_bonds(inputs, arrays, row_uids),
+        consensus=consensus,
+        voting_stake=voting_stake,
+        rule=BondRule.of(inputs),
+    )
+    row_dividends, stored_bonds = _bonds_and_dividends(pairs, incentive, new_permit)
     dividends = _per_uid(row_dividends, row_uids, inputs.n)
 
     server_share, validator_share, combined_share = _emission_shares(incentive, dividends, active_stake, stake)
@@ -83,11 +75,8 @@ def epoch(inputs: EpochInputs) -> EpochResult:
         server_emission=multiply(server_share, amount),
         validator_emission=multiply(validator_share, amount),
         emission=multiply(combined_share, amount),
-        row_uids=row_uids,
-        weights=weights,
-        bonds=bonds,
-        kept_bonds_u16=kept_bonds,
-        stored_bonds_u16=_stored_bonds(bonds, row_uids, new_permit, rule),
+        pairs=pairs,
+        stored_bonds_u16=stored_bonds,
     )
 
 
@@ -161,15 +150,10 @@ def _per_uid(values: Bits, row_uids: npt.NDArray[np.int64], n: int) -> Bits:
 # --- weights and consensus ------------------------------------------------------------------------------------
 
 
-def _tiles(columns: int, rows: int) -> Iterator[slice]:
-    width = max(1, TILE // max(rows, 1))
-    return (slice(start, start + width) for start in range(0, columns, width))
-
-
 def _weights(
     inputs: EpochInputs, arrays: EpochArrays, permit: Flags, row_uids: npt.NDArray[np.int64]
 ) -> tuple[Bits, Flags]:
-    """The weights that count, each validator's summing to 1 or 0: [n, R]; and where an explicit zero counts: [n, R].
+    """The weights that count, each validator's summing to 1 or 0: [n, R]; and where an explicit zero counts: [R, n].
 
     The zeros are told apart from missing entries only where that matters, with liquid alpha; else the array is empty.
     """
@@ -177,14 +161,14 @@ def _weights(
     _drop_invalid(submitted, inputs, arrays, permit, row_uids)
     sums = np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
     weights = np.empty((inputs.n, len(row_uids)), np.int64)
-    for tile in _tiles(*weights.shape):
-        weights[tile] = divide(submitted.T[tile].astype(np.int64), sums)
+    for tile in tiles(*weights.shape):
+        weights[tile] = divide(columns(submitted, tile), sums)
     if not (inputs.yuma_version == 3 and inputs.liquid_alpha):
-        return weights, np.zeros((inputs.n, 0), np.bool_)
+        return weights, np.zeros((0, inputs.n), np.bool_)
     rows = arrays.weights
     zeros = SparseRows(rows.starts, rows.uids, rows.values == 0).dense(row_uids, inputs.n)
     _drop_invalid(zeros, inputs, arrays, permit, row_uids)
-    return weights, zeros.T
+    return weights, zeros
 
 
 def _drop_invalid(
@@ -218,7 +202,7 @@ def _agree(weights: Bits, voting_stake: Bits, kappa: int) -> tuple[Bits, Bits, B
     median_stake = normalize(voting_stake[:voters])
     consensus, ranks = np.zeros(n, np.int64), np.zeros(n, np.int64)
     trust = np.zeros(rows, np.int64)
-    for tile in _tiles(n, rows):
+    for tile in tiles(n, rows):
         consensus[tile] = weighted_median(weights[tile, :voters], median_stake, kappa)
         clipped = np.minimum(weights[tile], consensus[tile, None])
         trust += clipped.sum(axis=0)
@@ -230,47 +214,37 @@ def _agree(weights: Bits, voting_stake: Bits, kappa: int) -> tuple[Bits, Bits, B
 
 
 def _kept_bonds(inputs: EpochInputs, arrays: EpochArrays, row_uids: npt.NDArray[np.int64]) -> U16Matrix:
-    """The stored bonds [n, R], without those to uids registered since the epoch before."""
+    """The stored bonds [R, n], without those to uids registered since the epoch before."""
     bonds: U16Matrix = arrays.bonds.dense(row_uids, inputs.n)
     bonds[:, arrays.registered >= inputs.last_tempo_block] = 0
-    return bonds.T
-
-
-def _grow_bonds(
-    weights: Bits, consensus: Bits, voting_stake: Bits, kept: U16Matrix, explicit_zeros: Flags, rule: BondRule
-) -> Bits:
-    """Bonds after this epoch's weights [n, R]: the moving average, for classic as shares of each miner."""
-    is_liquid = rule.is_liquid and bool(consensus.any())
-    alphas = np.full(1, rule.alpha, np.int64)
-    if rule.is_classic_liquid and consensus.any():
-        alphas = alphas_by_consensus(consensus, rule)[:, None]
-    bonds = np.empty_like(weights)
-    for tile in _tiles(*weights.shape):
-        clipped = np.minimum(weights[tile], consensus[tile, None])
-        for_bonds = weights_for_bonds(weights[tile], clipped, rule.penalty)
-        old = old_bonds(kept[tile], rule.is_yuma_3)
-        rate = alphas[tile] if len(alphas) > 1 else alphas
-        if is_liquid:
-            has_entry = has_bond_entry(weights[tile], clipped, for_bonds, explicit_zeros[tile], rule.penalty)
-            rate = liquid_alphas(for_bonds, old, consensus[tile], rule)
-            bonds[tile] = liquid_average(for_bonds, old, rate, has_entry)
-        elif rule.is_yuma_3:
-            bonds[tile] = moving_average(for_bonds, old, rate)
-        else:
-            bonds[tile] = normalize(moving_average(bought_bonds(for_bonds, voting_stake), old, rate), axis=1)
     return bonds
 
 
-def _dividends(bonds: Bits, incentive: Bits, voting_stake: Bits, rule: BondRule) -> Bits:
-    """Each row's share of the dividends: the incentive of the miners that it holds bonds in.
+def _bonds_and_dividends(pairs: Pairs, incentive: Bits, new_permit: Flags) -> tuple[Bits, SparseRows]:
+    """Each row's share of the dividends [R], and the bonds as the next epoch reads them.
 
-    Classic bonds already grew with stake; in Yuma 3 stake enters here.
+    Dividends are the incentive of the miners that a validator holds bonds in. Classic bonds already grew with stake;
+    in Yuma 3 stake enters here. Stored are u16 rows in uid order, of uids that keep or gain a permit; a bond that
+    rounds to 0 stays as an entry. One pass over the miners, since bonds of all pairs at once leave the cache.
     """
-    held = np.zeros(bonds.shape[1], np.int64)
-    for tile in _tiles(*bonds.shape):
-        shares = normalize(bonds[tile], axis=1) if rule.is_yuma_3 else bonds[tile]
+    n, rows = pairs.weights.shape
+    held = np.zeros(rows, np.int64)
+    stored = np.empty((rows, n), np.uint16)
+    rounded_away = np.zeros((rows, n), np.bool_)
+    for tile in tiles(n, rows):
+        bonds = pairs.bonds(tile)
+        shares = normalize(bonds, axis=1) if pairs.rule.is_yuma_3 else bonds
         held += multiply_shares(incentive[tile, None], shares).sum(axis=0)
-    return normalize(multiply_shares(held, voting_stake) if rule.is_yuma_3 else held)
+        scaled = pairs.scaled_for_storage(bonds)
+        rounded = to_u16(scaled)
+        stored[:, tile] = np.ascontiguousarray(rounded.T)
+        if np.count_nonzero(rounded) != np.count_nonzero(scaled):
+            rounded_away[:, tile] = ((scaled > 0) & (rounded == 0)).T
+    dividends = normalize(multiply_shares(held, pairs.voting_stake) if pairs.rule.is_yuma_3 else held)
+    by_uid = np.argsort(pairs.row_uids)
+    by_uid = by_uid[new_permit[pairs.row_uids[by_uid]]]
+    stored, rounded_away = stored[by_uid], rounded_away[by_uid]
+    return dividends, sparse_from_dense(stored, (stored > 0) | rounded_away, pairs.row_uids[by_uid], n)
 
 
 def _emission_shares(incentive: Bits, dividends: Bits, active_stake: Bits, stake: Bits) -> tuple[Bits, Bits, Bits]:
@@ -284,20 +258,3 @@ def _emission_shares(incentive: Bits, dividends: Bits, active_stake: Bits, stake
         return divide(incentive, whole), divide(dividends, whole), divide(combined, whole)
     fallback = active_stake if active_stake.any() else stake
     return incentive, fallback, fallback
-
-
-def _stored_bonds(bonds: Bits, row_uids: npt.NDArray[np.int64], new_permit: Flags, rule: BondRule) -> SparseRows:
-    """Bonds as the next epoch reads them: u16 rows in uid order, of uids that keep or gain a permit.
-
-    Classic bonds are scaled so that each miner's largest is 65535. A bond that rounds to 0 stays as an entry.
-    """
-    n, rows = bonds.shape
-    stored = np.empty((rows, n), np.uint16)
-    present = np.empty((rows, n), np.bool_)
-    for tile in _tiles(n, rows):
-        scaled = bonds[tile] if rule.is_yuma_3 else column_upscaled(bonds[tile])
-        stored[:, tile] = to_u16(scaled).T
-        present[:, tile] = (scaled > 0).T
-    chosen = np.argsort(row_uids)
-    chosen = chosen[new_permit[row_uids[chosen]]]
-    return sparse_from_dense(stored[chosen], present[chosen], row_uids[chosen], n)
