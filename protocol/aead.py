@@ -21,10 +21,11 @@ try:
 except ImportError:  # a PyNaCl built otherwise: the public binding does the same with two copies more
     ffi = lib = None
 
+Buffer = bytes | bytearray | memoryview
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Buffer = bytes | bytearray | memoryview
     # (output, input, associated data, 12-byte nonce, 32-byte key) -> bytes written
     Operation = Callable[[memoryview, Buffer, bytes, bytes, bytes], int]
 
