@@ -1,0 +1,171 @@
+"""The chain database gives back what it was given, notices what was changed behind it, and survives a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from moed.consensus.transactions import Register, Transfer
+from moed.consensus.transition import Executed, Head
+from moed.daemon.errors import StoreCorrupt, StoreFailed
+from moed.daemon.store import SCHEMA_VERSION, Store, verify_chain
+from support.chains import key, make_genesis, sign_commit, signed
+
+GENESIS = make_genesis((60, 40), balances=(1_000_000, 0))
+BOTH = [key(1), key(2)]
+
+
+def append_blocks(store: Store, head: Head, count: int) -> None:
+    """Decide and store the next ``count`` blocks, each with a transfer."""
+    for _ in range(count):
+        transfer = signed(head, key(3), Transfer(to=key(9).public_key, amount=1), head.height)
+        block, refused = head.build([transfer], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        assert refused == []
+        commit = sign_commit(GENESIS, block, BOTH)
+        executed: Executed = head.execute(block)
+        store.append(executed, commit)
+        head.advance(executed, commit)
+
+
+def test_a_reopened_store_stands_where_it_stood(tmp_path: Path) -> None:
+    """Head, state and root come back from the file; the blocks re-execute to the same."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        head = store.load_head()
+        assert head.height == 0
+        append_blocks(store, head, 5)
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        again = store.load_head()
+        assert (again.height, again.hash, again.state_root) == (5, head.hash, head.state_root)
+        assert again.commit == head.commit
+        assert verify_chain(store).state_root == head.state_root
+        append_blocks(store, again, 1)
+
+
+def test_another_networks_database_is_refused(tmp_path: Path) -> None:
+    """A genesis that does not belong to the file is named, and nothing is written."""
+    Store(tmp_path / "chain.db", GENESIS).close()
+    with pytest.raises(StoreCorrupt, match="belongs to network"):
+        Store(tmp_path / "chain.db", make_genesis((1,)))
+
+
+def test_a_newer_schema_is_left_alone(tmp_path: Path) -> None:
+    """A file from a newer moed is not touched."""
+    Store(tmp_path / "chain.db", GENESIS).close()
+    with sqlite3.connect(tmp_path / "chain.db") as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+    with pytest.raises(StoreCorrupt, match="schema"):
+        Store(tmp_path / "chain.db", GENESIS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM state WHERE substr(key, 1, 1) = x'6e'",
+        "UPDATE state SET value = x'ff' WHERE key = x'74'",
+        "UPDATE blocks SET block = (SELECT block FROM blocks WHERE height = 2) WHERE height = 3",
+        "UPDATE blocks SET block = x'00' WHERE height = 3",
+    ],
+    ids=["state rows gone", "state row changed", "last block replaced", "last block destroyed"],
+)
+def test_tampering_is_noticed(tmp_path: Path, damage: str) -> None:
+    """What was changed behind the store's back is found when the head is loaded, or by re-execution."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        append_blocks(store, store.load_head(), 3)
+    db = sqlite3.connect(tmp_path / "chain.db")
+    db.execute(damage)
+    db.commit()
+    db.close()
+    with Store(tmp_path / "chain.db", GENESIS) as store, pytest.raises(StoreCorrupt):
+        check_all(store)
+
+
+def check_all(store: Store) -> None:
+    """Both checks, the quick one at a start and the thorough one."""
+    store.load_head()
+    verify_chain(store)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    """Garbage in place of the file gives the typed error with the remedy."""
+    (tmp_path / "chain.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(StoreCorrupt, match="damaged"):
+        Store(tmp_path / "chain.db", GENESIS)
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    """A folder that is not there is a failure of the disk, not of the chain."""
+    with pytest.raises(StoreFailed):
+        Store(tmp_path / "missing" / "chain.db", GENESIS)
+
+
+def test_remembered_peers_come_back_newest_first(tmp_path: Path) -> None:
+    """The list replaces the one before it."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        store.remember_peers([(b"\1" * 20, "old", 1, 1)])
+        store.remember_peers([(b"\2" * 20, "b", 2, 10), (b"\3" * 20, "c", 3, 20)])
+        assert [host for _, host, _, _ in store.remembered_peers()] == ["c", "b"]
+
+
+def test_a_kill_loses_no_acknowledged_block(tmp_path: Path) -> None:
+    """A process that is killed at a random moment has every block whose append had returned."""
+    root = Path(__file__).resolve().parents[2]
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from moed.daemon.store import Store
+        from support.chains import key, make_genesis, sign_commit
+        genesis = make_genesis((60, 40), balances=(1_000_000, 0))
+        with Store(Path(sys.argv[1]), genesis) as store:
+            head = store.load_head()
+            while True:
+                block, _ = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+                commit = sign_commit(genesis, block, [key(1), key(2)])
+                executed = head.execute(block)
+                store.append(executed, commit)
+                head.advance(executed, commit)
+                print(head.height, flush=True)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root / 'tests'}"}
+    acknowledged = 0
+    for target in (3, 9, 20):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "chain.db")],
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert writer.stdout is not None
+        for line in writer.stdout:
+            acknowledged = int(line)
+            if acknowledged >= target:
+                break
+        writer.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *(int(line) for line in writer.stdout)])
+        writer.stdout.close()
+        writer.wait()
+        with Store(tmp_path / "chain.db", GENESIS) as store:
+            assert acknowledged <= store.load_head().height <= acknowledged + 1
+            assert verify_chain(store).height == store.load_head().height
+
+
+def test_registration_survives_the_file(tmp_path: Path) -> None:
+    """A neuron written in one process is read in the next with every field."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        head = store.load_head()
+        block, _ = head.build([signed(head, key(4), Register())], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        commit = sign_commit(GENESIS, block, BOTH)
+        executed = head.execute(block)
+        store.append(executed, commit)
+        head.advance(executed, commit)
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        assert store.load_head().state.encoded() == head.state.encoded()
