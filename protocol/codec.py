@@ -19,7 +19,7 @@ from .errors import Malformed, TooLarge
 MAX_DEPTH = 16
 MAX_RECORD_BYTES = 1 << 20
 
-_UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
+UINT, NEGATIVE, BYTES, TEXT, ARRAY, MAP, TAG, SIMPLE = range(8)  # major types of RFC 8949, section 3.1
 _FLOAT_BYTES = {25: 2, 26: 4, 27: 8}
 _PLAIN_SIMPLE = (20, 21, 22)  # false, true, null
 
@@ -32,7 +32,7 @@ RecordT = TypeVar("RecordT", bound=msgspec.Struct)
 
 
 def read_head(data: memoryview, at: int) -> tuple[int, int, int]:
-    """The head at ``at``: (major type, argument, offset after it). Raises `Malformed` if it could be shorter."""
+    """The head at ``at``: (major type, argument, offset after it). Raises `Malformed` if not shortest."""
     if at >= len(data):
         raise Malformed("CBOR item ends inside a head")
     major, info = data[at] >> 5, data[at] & 0x1F
@@ -45,16 +45,22 @@ def read_head(data: memoryview, at: int) -> tuple[int, int, int]:
     if end > len(data):
         raise Malformed("CBOR item ends inside a head")
     argument = int.from_bytes(data[at + 1 : end], "big")
-    if major != _SIMPLE:
+    if major != SIMPLE:
         smallest = 24 if size == 1 else 1 << (size * 4)
         if argument < smallest:
             raise Malformed("CBOR head is not in its shortest form")
     return major, argument, end
 
 
-def check_item(
-    data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tags: Collection[int] = ()
-) -> int:
+def write_head(major: int, argument: int) -> bytes:
+    """The shortest head of this major type and argument; what `read_head` accepts."""
+    if argument < 24:
+        return bytes((major << 5 | argument,))
+    power = 0 if argument < 1 << 8 else 1 if argument < 1 << 16 else 2 if argument < 1 << 32 else 3
+    return bytes((major << 5 | 24 + power,)) + argument.to_bytes(1 << power, "big")
+
+
+def check_item(data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tags: Collection[int] = ()) -> int:
     """Walk the one CBOR item at ``at`` without decoding it; returns the offset after it.
 
     Raises `Malformed` for anything outside our subset. Time and memory are linear in the bytes present: a
@@ -74,30 +80,30 @@ def check_item(
         is_key = expects_key[-1] and pending[-1] % 2 == 1
         first = data[at] if at < len(data) else 0
         major, argument, at = read_head(data, at)
-        if is_key and major != _TEXT:
+        if is_key and major != TEXT:
             raise Malformed("CBOR map key is not text")
-        if major in (_BYTES, _TEXT):
+        if major in (BYTES, TEXT):
             if argument > len(data) - at:
                 raise Malformed("CBOR string is longer than its message")
             at += argument
-        elif major in (_ARRAY, _MAP):
-            count = argument * 2 if major == _MAP else argument
+        elif major in (ARRAY, MAP):
+            count = argument * 2 if major == MAP else argument
             if count > len(data) - at:
                 raise Malformed("CBOR container has more items than its message has bytes")
             pending.append(count)
-            expects_key.append(major == _MAP)
-        elif major == _TAG:
+            expects_key.append(major == MAP)
+        elif major == TAG:
             if argument not in tags:
                 raise Malformed(f"CBOR tag {argument} is not allowed here")
             pending.append(1)
             expects_key.append(False)
-        elif major == _SIMPLE and first & 0x1F not in _FLOAT_BYTES and argument not in _PLAIN_SIMPLE:
+        elif major == SIMPLE and first & 0x1F not in _FLOAT_BYTES and argument not in _PLAIN_SIMPLE:
             raise Malformed(f"CBOR simple value {argument} is not allowed here")
     return at
 
 
 def encode(value: Any) -> bytes:
-    """The deterministic CBOR of a builtin ``value``: None, bool, int, float, str, bytes, list, dict with text keys."""
+    """The deterministic CBOR of a builtin value; the keys of a dict are text."""
     return cbor2.dumps(value, canonical=True)
 
 
