@@ -1,0 +1,118 @@
+"""The commented configuration that `moed init` writes: every key, what it means, what it may be, its default."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .config import (
+    ComputeSection,
+    ExpertSection,
+    LogSection,
+    NodeSection,
+    ValidatorSection,
+)
+from .config_check import describe_field
+from .errors import ConfigError
+
+_PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
+    ("node", NodeSection),
+    ("log", LogSection),
+    ("compute", ComputeSection),
+    ("validator", ValidatorSection),
+)
+_EXAMPLE_EXPERT = ExpertSection(name="prose", domain="prose")
+_HEADER = """\
+# Configuration of one moed node. "# " starts an explanation; "#" at once before a key shows its default.
+# moed refuses a key that it does not know, and names the nearest one.
+"""
+
+
+def write_default(
+    path: Path, values: Mapping[str, Any] | None = None, *, experts: Sequence[ExpertSection] = ()
+) -> None:
+    """Write the commented configuration to ``path``, which must not exist yet.
+
+    ``values`` are what differs from the defaults, by dotted key: ``{"node.role": "miner", "node.port": 4701}``. A
+    miner without ``experts`` gets one on English prose. Raises `ConfigError`.
+    """
+    text = render_default(values or {}, experts=experts)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already", "edit it, or choose another --home") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "check the folder's owner and mode") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def render_default(values: Mapping[str, Any], *, experts: Sequence[ExpertSection] = ()) -> str:
+    """The text of `write_default`. Raises `ConfigError` for a key that no section has."""
+    known = {f"{name}.{field}" for name, section in _PLAIN_SECTIONS for field in section.__struct_fields__}
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"there is no key {key}", f"keys are {', '.join(sorted(known))}")
+    if values.get("node.role") == "miner" and not experts:
+        experts = (_EXAMPLE_EXPERT,)
+    parts = [_HEADER]
+    for name, section in _PLAIN_SECTIONS:
+        given = {field: values[f"{name}.{field}"] for field in section.__struct_fields__ if f"{name}.{field}" in values}
+        parts.append("\n".join((f"[{name}]", f"# {section.__doc__}", *_lines(section, given))) + "\n")
+    parts.extend(_expert_text(expert, "") for expert in experts)
+    if not experts:
+        parts.append(_expert_text(_EXAMPLE_EXPERT, "#"))
+    return "\n".join(parts)
+
+
+def _expert_text(expert: ExpertSection, prefix: str) -> str:
+    given = {
+        field: getattr(expert, field)
+        for field, default in _defaults(ExpertSection).items()
+        if getattr(expert, field) != default
+    }
+    lines = ("[[experts]]", f"# {ExpertSection.__doc__}", *_lines(ExpertSection, given))
+    return "\n".join(line if line.startswith("#") else prefix + line for line in lines) + "\n"
+
+
+def _lines(section: type[msgspec.Struct], given: Mapping[str, Any]) -> Iterator[str]:
+    for field, default in _defaults(section).items():
+        description, allowed = describe_field(section, field)
+        yield from textwrap.wrap(f"{description} ({allowed})", 110, initial_indent="# ", subsequent_indent="#   ")
+        if field in given:
+            yield f"{field} = {toml_value(given[field])}"
+        elif default is None or default is msgspec.NODEFAULT:
+            yield f"#{field} ="
+        else:
+            yield f"#{field} = {toml_value(default)}"
+
+
+def _defaults(section: type[msgspec.Struct]) -> dict[str, Any]:
+    """Every field of ``section`` with its default, or NODEFAULT."""
+    found: dict[str, Any] = {}
+    for entry in msgspec.structs.fields(section):
+        has_factory = entry.default_factory is not msgspec.NODEFAULT
+        found[entry.name] = entry.default_factory() if has_factory else entry.default
+    return found
+
+
+def toml_value(value: Any) -> str:
+    """``value`` as TOML on one line: strings, numbers, booleans, lists and inline tables of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, but for DEL, which TOML wants escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        if not value:
+            return "{}"
+        return "{ " + ", ".join(f"{toml_value(str(k))} = {toml_value(v)}" for k, v in value.items()) + " }"
+    return "[" + ", ".join(toml_value(entry) for entry in value) + "]"

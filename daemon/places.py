@@ -1,0 +1,89 @@
+"""Where things lie: the files of a home, and the control socket for those who look for it.
+
+Only the standard library is imported here, because `moectl` loads this before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from .errors import ConfigError
+
+CONFIG_FILE = "config.toml"
+KEY_FILE = "work.key"
+GENESIS_FILE = "genesis.json"
+DATABASE_FILE = "chain.db"
+SOCKET_FILE = "moed.sock"
+
+MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux's sockaddr_un holds 108 with the closing zero
+SERVICE_SOCKET = Path("/run/moed/moed.sock")
+
+
+def place_socket(home: Path, configured: str | None, environ: Mapping[str, str]) -> Path:
+    """The control socket's path for a home; one that is too long for the kernel moves to the runtime folder.
+
+    Daemon and `moectl` both call this, so they agree. Raises `ConfigError` where no short place exists.
+    """
+    wanted = home / (Path(configured).expanduser() if configured else SOCKET_FILE)
+    if len(os.fsencode(wanted)) <= MAX_SOCKET_PATH_BYTES:
+        return wanted
+    runtime = _runtime_folder(environ)
+    if runtime is None:
+        raise ConfigError(
+            f"the socket path {wanted} is longer than {MAX_SOCKET_PATH_BYTES} bytes and XDG_RUNTIME_DIR is not set",
+            "set a shorter socket under [node], or set XDG_RUNTIME_DIR",
+        )
+    # The hash keeps the sockets of two homes apart that both moved here.
+    return runtime / "moed" / f"{blake2b(os.fsencode(wanted), digest_size=8).hexdigest()}.sock"
+
+
+def socket_of_home(home: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The socket that the daemon of ``home`` uses, read leniently: only ``[node] socket`` matters here."""
+    home = home.expanduser().absolute()
+    configured = None
+    try:
+        node = tomllib.loads((home / CONFIG_FILE).read_text("utf-8")).get("node")
+    except (OSError, ValueError):
+        node = None  # the daemon says what is wrong with its file; a client only looks for the socket
+    if isinstance(node, dict) and isinstance(node.get("socket"), str):
+        configured = node["socket"]
+    return place_socket(home, configured, environ)
+
+
+def find_socket(home: Path | None, socket: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The socket that a command should dial: ``socket``, else ``home``'s, else `$MOED_SOCKET`, else the first
+    default place where one lies: the service's, the session's, the home of this user.
+    """
+    if socket is not None:
+        return socket
+    if home is not None:
+        return socket_of_home(home, environ)
+    if environ.get("MOED_SOCKET"):
+        return Path(environ["MOED_SOCKET"])
+    places = default_sockets(environ)
+    return next((place for place in places if place.exists()), places[0])
+
+
+def default_sockets(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Where a daemon's socket lies if nobody said otherwise, in the order in which it is looked for."""
+    places = [SERVICE_SOCKET]
+    runtime = _runtime_folder(environ)
+    if runtime is not None:
+        places.append(runtime / "moed" / SOCKET_FILE)
+    if environ.get("HOME"):
+        places.append(socket_of_home(Path(environ["HOME"]) / ".moed", environ))
+    return places
+
+
+def _runtime_folder(environ: Mapping[str, str]) -> Path | None:
+    """The folder of this user's sockets. Never /tmp: there anybody could sit on the name first."""
+    if environ.get("XDG_RUNTIME_DIR"):
+        return Path(environ["XDG_RUNTIME_DIR"])
+    for folder in (Path(f"/run/user/{os.geteuid()}"), Path("/run")):
+        if folder.is_dir() and folder.stat().st_uid == os.geteuid():
+            return folder
+    return None
