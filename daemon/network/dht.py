@@ -11,11 +11,9 @@ import asyncio
 import os
 import random
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import TypeAlias
 
 import msgspec
@@ -35,7 +33,8 @@ from moed.protocol.records import (
 )
 
 from .datagrams import Address, DatagramPort, PortTransport, UdpPort
-from .library import Node, current_loop, open_loop
+from .library import current_loop, open_loop
+from .newcomers import Newcomers
 from .routing import random_id_in
 from .rpc import AuthenticatedProtocol, SignedStorage
 from .search import Search
@@ -47,23 +46,11 @@ WITHDRAW_TIMEOUT_S = 3.0
 KNOCKS = 3
 """How often an address that may be a node is tried before it is given up."""
 UPKEEP_EVERY_S = 5.0
-PROVE_AGAIN_AFTER_S = 60.0
-"""An address that has not answered gets one ping from us in this time, whatever is sent in its name."""
-MAX_PROVING = 1024
-MAX_CHORES = 256
-CHORE_WORKERS = 8
-MAX_HANDED_OVER = 64
-"""The most records that one new contact is given at once; their owners renew the rest."""
 ENOUGH_PEER_ANSWERS = 3
 ENOUGH_TOPIC_ANSWERS = 8
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[list[Address]]]
 Record: TypeAlias = PeerRecord | TopicEntry
-
-
-class _Chore(Enum):
-    PROVE = auto()
-    HAND_OVER = auto()
 
 
 @dataclass(slots=True)
@@ -107,6 +94,7 @@ class Dht:
         self._republish_s = republish_s
         self._rng = random.Random(randomness(16))  # noqa: S311  # draws ids to refresh buckets with, no secret
         self._records = RecordStore(network_id, identity.node_id, salt=randomness(16))
+        self._newcomers = Newcomers(now_s)
         self._protocol = AuthenticatedProtocol(
             identity,
             network_id,
@@ -114,18 +102,14 @@ class Dht:
             k=k,
             now_s=now_s,
             randomness=randomness,
-            on_unproven=self._queue_proof,
-            on_new=self._queue_hand_over,
+            on_unproven=self._newcomers.prove,
+            on_new=self._newcomers.provide,
             max_datagrams_per_s=max_datagrams_per_s,
         )
         self._search = Search(self._protocol, identity.node_id, network_id, k=k, alpha=alpha, now_s=now_s)
         self._published: dict[bytes, _Published] = {}
         self._sequence = 0
         self._bootstraps: tuple[Address, ...] = ()
-        self._proving: OrderedDict[Address, float] = OrderedDict()
-        # Written by the protocol's plain functions, read by the chore workers. When full the newest chore is
-        # dropped: a contact that matters will ask us again.
-        self._chores, self._chores_to_do = trio.open_memory_channel[tuple[_Chore, Contact]](MAX_CHORES)
         self._serving = trio.Event()
         self._has_joined = False
 
@@ -154,8 +138,7 @@ class Dht:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, port)
                     nursery.start_soon(self._keep_up)
-                    for _ in range(CHORE_WORKERS):
-                        nursery.start_soon(self._do_chores)
+                    nursery.start_soon(self._newcomers.work, self._protocol, self._records, self._search)
                     self._serving.set()
                     task_status.started()
             finally:
@@ -265,9 +248,13 @@ class Dht:
 
     async def _publish(self, record: Record) -> int:
         await self._serving.wait()
-        accepted = await self._store(record)
         kept = self._published.setdefault(record.key, _Published(record, 0.0, UPKEEP_EVERY_S))
         kept.record = record
+        return await self._renew(kept)
+
+    async def _renew(self, kept: _Published) -> int:
+        """Store the record with a fresh expiry, and set when to do it again: soon if nobody took it."""
+        accepted = await self._store(kept.record)
         if accepted:
             kept.due_at_s = self._now_s() + self._republish_s
             kept.retry_s = UPKEEP_EVERY_S
@@ -320,54 +307,7 @@ class Dht:
                 await self._search.find_nodes(random_id_in(bucket, self._rng))
             for key, kept in list(self._published.items()):
                 if kept.due_at_s <= now_s and self._published.get(key) is kept:
-                    await self._publish(kept.record)
-
-    async def _do_chores(self) -> None:
-        async for chore, contact in self._chores_to_do:
-            if chore is _Chore.PROVE:
-                await self._search.ping(contact)
-            else:
-                await self._hand_over(contact)
-
-    async def _hand_over(self, newcomer: Contact) -> None:
-        """Give a new contact the records that it should now hold and of which we are the nearest holder.
-
-        Section 2.5 of the Kademlia paper; the library hashed the key a second time, so it compared wrong places.
-        """
-        router = self._protocol.router
-        own, new = Node(self._identity.node_id), Node(newcomer.node_id)
-        handed_over = 0
-        for key, record in self._records:
-            await trio.lowlevel.checkpoint()
-            place = Node(key)
-            others = router.find_neighbors(place, exclude=new)
-            is_nearest = not others or own.distance_to(place) < others[0].distance_to(place)
-            is_wanted = len(others) < router.ksize or new.distance_to(place) < others[-1].distance_to(place)
-            if is_nearest and is_wanted:
-                await self._search.store(newcomer, key, record)
-                handed_over += 1
-                if handed_over >= MAX_HANDED_OVER:
-                    return
-
-    def _queue_proof(self, contact: Contact) -> None:
-        """Ping ``contact`` soon, unless its address was pinged for this reason a short while ago."""
-        now_s = self._now_s()
-        if now_s - self._proving.get(contact.address, float("-inf")) < PROVE_AGAIN_AFTER_S:
-            return
-        self._proving[contact.address] = now_s
-        self._proving.move_to_end(contact.address)
-        while len(self._proving) > MAX_PROVING:
-            self._proving.popitem(last=False)
-        self._queue(_Chore.PROVE, contact)
-
-    def _queue_hand_over(self, contact: Contact) -> None:
-        self._queue(_Chore.HAND_OVER, contact)
-
-    def _queue(self, chore: _Chore, contact: Contact) -> None:
-        try:
-            self._chores.send_nowait((chore, contact))
-        except trio.WouldBlock:
-            self._protocol.drops.count("chore_queue_full", contact.address)
+                    await self._renew(kept)
 
 
 async def resolve_name(host: str, port: int) -> list[Address]:

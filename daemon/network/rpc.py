@@ -192,9 +192,16 @@ class AuthenticatedProtocol(KademliaProtocol):
     def rpc_ping(self) -> bytes:
         return self._identity.node_id
 
-    def rpc_store(self, key: bytes, value: bytes) -> bool:
-        """Keep a signed record; raises its typed error if it does not check or there is no room."""
-        return self.storage.records.put(key, value, self._now_s())
+    def rpc_store(self, sender: Address, key: bytes, value: bytes) -> bool:
+        """Keep a signed record; False if it does not check, is old, or there is no room for it.
+
+        A refusal is answered: the asker would take silence for a dead node.
+        """
+        try:
+            return self.storage.records.put(key, value, self._now_s())
+        except RemoteProtocolError as error:
+            self.drops.count(f"record_{error.code}", sender, detail=str(error))
+            return False
 
     def rpc_find_node(self, asker: bytes, key: bytes, budget_bytes: int) -> list[tuple[bytes, str, int]]:
         """The contacts nearest to ``key`` that answered when last asked, as many as the budget takes."""
@@ -233,7 +240,7 @@ class AuthenticatedProtocol(KademliaProtocol):
             case Ping():
                 answer = self.rpc_ping()
             case Store(_, key, value):
-                answer = self.rpc_store(key, value)
+                answer = self.rpc_store(address, key, value)
             case FindNode(asker, key):
                 answer = self.rpc_find_node(asker, key, budget_bytes)
             case FindValue(asker, key, offset):
