@@ -11,8 +11,10 @@ from moed.consensus.genesis import Genesis, GenesisAccount, decode_genesis, enco
 from moed.consensus.params import CREDIT, ChainParams
 from moed.protocol.identity import Identity
 
-from .errors import GenesisError
-from .keystore import load_identity
+from . import places
+from .config_example import write_default
+from .errors import ConfigError, GenesisError
+from .keystore import create_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +25,19 @@ class Home:
 
     @property
     def config(self) -> Path:
-        return self.folder / "config.toml"
+        return self.folder / places.CONFIG_FILE
 
     @property
     def key(self) -> Path:
-        return self.folder / "work.key"
+        return self.folder / places.KEY_FILE
 
     @property
     def genesis(self) -> Path:
-        return self.folder / "genesis.json"
+        return self.folder / places.GENESIS_FILE
 
     @property
     def database(self) -> Path:
-        return self.folder / "chain.db"
+        return self.folder / places.DATABASE_FILE
 
     @property
     def signed(self) -> Path:
@@ -46,10 +48,6 @@ class Home:
     def experts(self) -> Path:
         """Where experts keep their checkpoints."""
         return self.folder / "experts"
-
-    def load_identity(self) -> Identity:
-        """The node's key. Raises `KeyFileError`."""
-        return load_identity(self.key)
 
     def load_genesis(self) -> Genesis:
         """The network's genesis. Raises `GenesisError` naming the file and what is wrong in it."""
@@ -85,3 +83,49 @@ def write_genesis(path: Path, genesis: Genesis) -> None:
     """Write a genesis file that does not exist yet."""
     with path.open("xb") as file:
         file.write(encode_genesis(genesis))
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """What `initialise` made: hexadecimal ids, for people to read."""
+
+    node_id: str
+    network_id: str
+    network_name: str
+
+
+def initialise(
+    folder: Path,
+    *,
+    role: str,
+    port: int | None = None,
+    bootstrap: tuple[str, ...] = (),
+    genesis_file: Path | None = None,
+) -> Initialised:
+    """Make a home with key, configuration and genesis. Raises a `NodeError`; nothing that exists is replaced.
+
+    Without ``genesis_file`` the node is the one validator of a network of its own.
+    """
+    if bootstrap and genesis_file is None:
+        raise ConfigError(
+            "--bootstrap names a network to join, and --genesis is missing",
+            "give the genesis file of that network: --genesis FILE",
+        )
+    home = Home(folder.expanduser().absolute())
+    for path in (home.config, home.key, home.genesis):
+        if path.exists():
+            raise ConfigError(f"{path} exists already", "use it as it is, or choose another --home")
+    genesis = read_genesis(genesis_file) if genesis_file is not None else None
+    values: dict[str, object] = {"node.role": role, "node.bootstrap": list(bootstrap)}
+    if port is not None:
+        values["node.port"] = port
+    try:
+        home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"cannot make {home.folder}: {error.strerror}", "choose another --home") from error
+    write_default(home.config, values)
+    identity = create_key(home.key)
+    if genesis is None:
+        genesis = solo_genesis(identity)
+    write_genesis(home.genesis, genesis)
+    return Initialised(identity.node_id.hex(), genesis.network_id.hex(), genesis.name)

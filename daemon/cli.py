@@ -1,0 +1,221 @@
+"""`moed`: make a home, run a node, check its chain, and run whole networks on this machine.
+
+Only arguments are read here; what is heavy is imported by the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import click
+
+from moed import __version__
+
+from .errors import EXIT_USAGE, NodeError
+
+P = ParamSpec("P")
+HOME = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+DEVNET_FOLDER = Path(".devnet")
+
+
+def plain_errors(verb: Callable[P, None]) -> Callable[P, None]:
+    """Print a `NodeError` as its one line and exit with its code: the operator gets no traceback."""
+
+    @wraps(verb)
+    def run(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            verb(*arguments, **options)
+        except NodeError as error:
+            click.echo(f"moed: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="moed")
+def moed() -> None:
+    """Run a node of a peer-to-peer mixture of experts.
+
+    \b
+    moed init --home ~/.moed            a network of one, yours
+    moed run --home ~/.moed             in the foreground; Ctrl-C ends it in order
+    moectl --home ~/.moed status        in another terminal
+    moed devnet run                     a network of six on this machine
+    """
+
+
+@moed.command()
+@click.option("--home", type=HOME, required=True, help="Folder of the node; made if it is not there.")
+@click.option("--role", type=click.Choice(["follower", "miner", "validator"]), default="follower", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), help="One number for TCP and UDP.  [default: 4700]")
+@click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="A node to join first; may be given again.")
+@click.option("--genesis", type=FILE, help="The genesis of the network to join.")
+@plain_errors
+def init(home: Path, role: str, port: int | None, bootstrap: tuple[str, ...], genesis: Path | None) -> None:
+    """Make a node's home: key, configuration, genesis.
+
+    Without --genesis the node is a network of its own, with itself as the one validator. To join others, give
+    their genesis file and one of their addresses:
+
+    \b
+    moed init --home ~/.moed --role miner --genesis genesis.json --bootstrap example.org:4700
+    """
+    from .home import initialise
+
+    made = initialise(home, role=role, port=port, bootstrap=bootstrap, genesis_file=genesis)
+    click.echo(f"node {made.node_id} of network {made.network_name} ({made.network_id[:12]}) in {home}")
+    click.echo(f"start it with: moed run --home {home}")
+
+
+@moed.command()
+@click.option("--home", type=HOME, required=True, help="Folder that `moed init` made.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Overrides [log] level.")
+@plain_errors
+def run(home: Path, log_level: str | None) -> None:
+    """Run the node in the foreground until SIGTERM or Ctrl-C.
+
+    \b
+    moed run --home ~/.moed
+    """
+    from .config import load_config
+
+    config = load_config(home, {"log.level": log_level} if log_level else None)
+    from .node import run_node
+
+    run_node(config)
+
+
+@moed.group()
+def chain() -> None:
+    """Look after the chain database of a node that is not running."""
+
+
+@chain.command()
+@click.option("--home", type=HOME, required=True, help="Folder of the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plain_errors
+def verify(home: Path, as_json: bool) -> None:
+    """Execute every block again from the genesis and compare with what is stored.
+
+    \b
+    moed chain verify --home ~/.moed
+    """
+    from .home import Home
+    from .store import Store, verify_chain
+
+    place = Home(home)
+    with Store(place.database, place.load_genesis()) as store:
+        head = verify_chain(store)
+    if as_json:
+        click.echo(json.dumps({"height": head.height, "state_root": head.state_root.hex(), "valid": True}))
+    else:
+        click.echo(
+            f"{head.height} blocks executed again, every commit and root holds; state root {head.state_root.hex()}"
+        )
+
+
+@moed.group()
+def devnet() -> None:
+    """Run a whole network of real daemons on this machine."""
+
+
+def network_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The options that `devnet run` and `devnet up` share."""
+    for option in (
+        click.option("--folder", type=HOME, default=DEVNET_FOLDER, show_default=True, help="Where the homes go."),
+        click.option("--miners", type=click.IntRange(0, 64), default=4, show_default=True),
+        click.option("--validators", type=click.IntRange(1, 64), default=2, show_default=True),
+    ):
+        verb = option(verb)
+    return verb
+
+
+@devnet.command("run")
+@network_options
+@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Stop when so many are final.")
+@click.option("--json", "json_file", type=FILE, help="Write the result as one JSON object to this file.")
+@plain_errors
+def devnet_run(folder: Path, validators: int, miners: int, epochs: int, json_file: Path | None) -> None:
+    """Start a network, watch it learn until some epochs are final, ask it something, and stop it.
+
+    \b
+    moed devnet run --validators 2 --miners 4 --epochs 3 --json result.json
+    """
+    from . import devnet as network
+    from .devnet_view import Screen, show_summary
+
+    with Screen(epochs) as screen:
+        summary = network.run(
+            folder, validators=validators, miners=miners, epochs=epochs, show=screen.show, say=screen.say
+        )
+    show_summary(summary)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+@devnet.command("up")
+@network_options
+@plain_errors
+def devnet_up(folder: Path, validators: int, miners: int) -> None:
+    """Start a network and leave it running.
+
+    \b
+    moed devnet up && moectl --home .devnet/validator-0 rankings
+    """
+    from .devnet import Devnet
+    from .devnet_view import Screen
+
+    network = Devnet(folder)
+    network.create(validators=validators, miners=miners)
+    network.start()
+    with Screen(0) as screen:
+        for progress in network.watch_ready():
+            screen.show(progress)
+    click.echo(f"{len(network.nodes)} nodes run under {folder}; for example: moectl --home {folder}/validator-0 status")
+    click.echo("stop them with: moed devnet down")
+
+
+@devnet.command("down")
+@click.option("--folder", type=HOME, default=DEVNET_FOLDER, show_default=True, help="Where the homes are.")
+@plain_errors
+def devnet_down(folder: Path) -> None:
+    """Stop a network that `moed devnet up` started.
+
+    \b
+    moed devnet down
+    """
+    from .devnet import Devnet, DevnetFailed
+
+    network = Devnet(folder)
+    if not network.load():
+        click.echo(f"no network was made in {folder}")
+        return
+    complaints = network.stop()
+    if complaints:
+        raise DevnetFailed("; ".join(complaints), f"read the logs under {folder}")
+    click.echo(f"{len(network.nodes)} nodes stopped")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point. Exit codes: 0 done, 1 failed, 3 wrong usage or configuration."""
+    try:
+        return moed.main(arguments, standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""The validator's role: asks miners what its gate wants to know, learns from the answers, and ranks them.
+
+The brain (`moed.models.validation`) decides whom to ask and what follows; this file asks over the network, runs the
+brain in a worker thread, and writes the weights to the chain once in each epoch.
+"""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import trio
+from msgspec import Meta
+
+from moed.consensus.errors import InvalidTransaction
+from moed.consensus.state import read_account, read_neuron, read_neurons
+from moed.consensus.transactions import SetWeights
+from moed.models.errors import ModelRefused, NotEnoughAnswers
+from moed.models.evaluation import held_out_losses, held_out_plans
+from moed.models.generation import Completion, SamplingConfig
+from moed.models.validation import Plan, ValidatorBrain
+from moed.protocol.codec import Record, convert_record
+from moed.protocol.identity import NodeId
+
+from .chain import Chain, RunBlocking
+from .control.api import ControlRefused
+from .discovery import Discovery
+from .network.errors import CallError
+from .network.peers import Call, Handler, Peers, Refused, Reply
+
+logger = structlog.get_logger()
+
+TOPIC_EXPERT = "expert:text.next"
+EXPERT_KIND = "text.next"
+ANSWER_DEADLINE_S = 10.0
+IDLE_S = 0.5
+"""Pause while no miner is there to ask."""
+WEIGHTS_AT = 0.6
+"""Where in the epoch the weights go out: late enough to have learned, early enough to be in a block."""
+HELD_OUT_ROWS = 24
+"""Rows of each domain in the held-out comparison."""
+MAX_COMPLETION_BYTES = 1_024
+REPORT_EVERY = 20
+"""Batches between two lines in the log about how the gate is doing."""
+
+Tokens = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A registered miner that serves the kind of expert that we mix and that we have a session with."""
+
+    uid: int
+    node_id: NodeId
+    public_key: bytes
+    expert: str
+
+
+class CompletionRequest(Record, frozen=True, kw_only=True):
+    """Asks a validator for a continuation of ``prompt``."""
+
+    prompt: bytes
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_COMPLETION_BYTES)]
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    seed: int | None = None
+
+
+class Validator:
+    """Trains a gate over the miners of the network, answers through the mixture, and ranks the miners.
+
+    ``run_blocking`` runs the brain, which one caller at a time may use: `_brain_is_free` sees to that.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        peers: Peers,
+        discovery: Discovery,
+        brain: ValidatorBrain,
+        public_key: bytes,
+        *,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self._chain = chain
+        self._peers = peers
+        self._discovery = discovery
+        self._brain = brain
+        self._public_key = public_key
+        self._run_blocking = run_blocking
+        self._brain_is_free = trio.Lock()
+        self._miners: dict[int, Candidate] = {}
+        self._weights_epoch = -1
+        self.batches = 0
+        self.loss_bits: float | None = None
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What peers may ask of a validator."""
+        return {"mixture.complete": self._serve_completion}
+
+    async def run(self) -> None:
+        """Learn and rank until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._learn)
+            nursery.start_soon(self._rank)
+
+    # who is there to ask
+
+    def candidates(self) -> dict[int, Candidate]:
+        """The miners that can be asked now, by uid: on the chain, in the DHT, and in session with us."""
+        found = {}
+        for neuron in read_neurons(self._chain.head.state):
+            if neuron.key == self._public_key or self._peers.get(neuron.node_id) is None:
+                continue
+            known = self._discovery.directory.get(neuron.node_id)
+            # a record that another key signed cannot speak for this uid
+            if known is None or known.record.owner != neuron.key:
+                continue
+            names = [expert.name for expert in known.record.experts if expert.kind == EXPERT_KIND]
+            if names:
+                found[neuron.uid] = Candidate(neuron.uid, neuron.node_id, neuron.key, names[0])
+        return found
+
+    async def _meet(self) -> dict[int, Candidate]:
+        """Tell the brain who is there; a uid under a new key starts anew."""
+        now = self.candidates()
+        registered = {neuron.uid: neuron.key for neuron in read_neurons(self._chain.head.state)}
+        # one that is out of reach for a moment is still known, one that lost its uid is not
+        kept = {
+            uid: one for uid, one in self._miners.items() if registered.get(uid) == one.public_key and uid not in now
+        }
+        changed = [
+            uid for uid, one in now.items() if uid in self._miners and self._miners[uid].public_key != one.public_key
+        ]
+        if set(now) | set(kept) != set(self._miners) or changed:
+            async with self._brain_is_free:
+                for uid in changed:
+                    self._brain.forget_miner(uid)
+                self._brain.set_miners({*now, *kept})
+            logger.info("validator.miners_changed", uids=sorted({*now, *kept}), reachable=sorted(now))
+        self._miners = {**kept, **now}
+        return now
+
+    # asking and learning
+
+    async def _learn(self) -> None:
+        while True:
+            reachable = await self._meet()
+            if not reachable:
+                await trio.sleep(IDLE_S)
+                continue
+            async with self._brain_is_free:
+                plan: Plan = await self._run_blocking(lambda now=frozenset(reachable): self._brain.plan(reachable=now))
+            answers = await self._ask_plan(plan)
+            async with self._brain_is_free:
+                report = await self._run_blocking(self._brain.learn, plan, answers)
+            self.batches += 1
+            if report.loss_bits is not None:
+                self.loss_bits = report.loss_bits
+            for uid, code in report.invalid.items():
+                logger.warning("validator.answer_refused", uid=uid, code=code)
+            if self.batches % REPORT_EVERY == 0:
+                logger.info(
+                    "validator.gate_trained",
+                    batches=self.batches,
+                    loss_bits=round(self.loss_bits or 0.0, 3),
+                    share={str(uid): round(share, 3) for uid, share in report.share.items()},
+                )
+
+    async def _ask_plan(self, plan: Plan) -> dict[int, npt.NDArray[Any]]:
+        """The answers to a plan from all that give one in time; all are asked at once."""
+        return await self._ask({uid: plan.rows_for(uid) for uid in plan.assignment})
+
+    async def _ask(
+        self, rows: Mapping[int, Tokens], deadline_s: float = ANSWER_DEADLINE_S
+    ) -> dict[int, npt.NDArray[Any]]:
+        answers: dict[int, npt.NDArray[Any]] = {}
+
+        async def ask(uid: int, tokens: Tokens) -> None:
+            answer = await self._ask_one(uid, tokens, deadline_s)
+            if answer is not None:
+                answers[uid] = answer
+
+        async with trio.open_nursery() as nursery:
+            for uid, tokens in rows.items():
+                nursery.start_soon(ask, uid, tokens)
+        return answers
+
+    async def _ask_one(self, uid: int, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
+        """One miner's log-probabilities for ``tokens``, or None: no answer has no value."""
+        miner = self._miners.get(uid)
+        peer = self._peers.get(miner.node_id) if miner is not None else None
+        if miner is None or peer is None:
+            return None
+        try:
+            reply = await peer.call(
+                "expert.forward", {"expert": miner.expert, "codec": "float16"}, [tokens], deadline_s=deadline_s
+            )
+        except CallError as error:
+            logger.info("validator.no_answer", uid=uid, reason=str(error))
+            return None
+        return reply.tensors[0] if len(reply.tensors) == 1 else None
+
+    # ranking
+
+    async def _rank(self) -> None:
+        """Write the weights to the chain once in each epoch."""
+        while True:
+            height = await self._chain.wait_block()
+            tempo = self._chain.head.params.tempo
+            epoch, position = divmod(height, tempo)
+            if epoch != self._weights_epoch and position >= WEIGHTS_AT * tempo and await self._submit_weights():
+                self._weights_epoch = epoch
+
+    async def _submit_weights(self) -> bool:
+        """Submit what the brain thinks of the miners; False if there is nothing to say or nobody to say it."""
+        state = self._chain.head.state
+        uid = read_account(state, self._public_key).uid
+        neuron = None if uid is None else read_neuron(state, uid)
+        if neuron is None or not neuron.has_permit:
+            return False
+        async with self._brain_is_free:
+            weights = {one: weight for one, weight in self._brain.weights().items() if weight}
+        if not weights:
+            return False
+        try:
+            await self._chain.submit(SetWeights(weights=tuple(sorted(weights.items()))))
+        except InvalidTransaction as error:
+            logger.warning("validator.weights_refused", code=error.code, reason=str(error))
+            return False
+        logger.info("validator.weights_submitted", weights={str(one): weight for one, weight in weights.items()})
+        return True
+
+    # answering
+
+    async def losses(self) -> dict[str, Any]:
+        """The mixture beside its members on held-out text, in bits per byte. Raises `ControlRefused`."""
+        reachable = await self._meet()
+        if not reachable:
+            raise _nobody()
+        async with self._brain_is_free:
+            plans = await self._run_blocking(held_out_plans, self._brain, HELD_OUT_ROWS)
+        answered = [(plan, await self._ask_plan(plan)) for plan in plans]
+        try:
+            async with self._brain_is_free:
+                report = await self._run_blocking(held_out_losses, self._brain, answered)
+        except NotEnoughAnswers as error:
+            raise ControlRefused(503, "not_enough_answers", str(error), "wait until more miners answer") from error
+        return {
+            "mixture": report.mixture,
+            "best_single": report.best_single,
+            "uniform_average": report.uniform_average,
+            "oracle": report.oracle,
+            "best_uid": report.best_uid,
+            "rows": report.rows,
+            "share": {name: _by_text(shares) for name, shares in report.share.items()},
+            "member_losses": {str(uid): dict(losses) for uid, losses in report.member_losses.items()},
+        }
+
+    async def complete(
+        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Continue ``prompt`` byte by byte through the mixture; yields pieces {text, experts: {uid: share}}.
+
+        Raises `ControlRefused` if no miner answers.
+        """
+        try:
+            completion = Completion(
+                prompt,
+                SamplingConfig(
+                    max_bytes=max_bytes,
+                    temperature=temperature,
+                    seed=secrets.randbits(32) if seed is None else seed,
+                    context_bytes=self._brain.config.length,
+                ),
+            )
+        except (ModelRefused, ValueError) as error:
+            raise ControlRefused(400, "bad_request", str(error), "correct the request") from error
+        # a byte is not yet a character: pieces hold whole ones
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        await self._meet()
+        while not completion.done:
+            context = completion.context()
+            async with self._brain_is_free:
+                try:
+                    route = self._brain.route(context, reachable=set(self.candidates()))
+                except NotEnoughAnswers as error:
+                    raise _nobody() from error
+            answers = await self._ask(dict.fromkeys(route.uids, context[None]))
+            try:
+                log_probs, shares, refused = self._brain.mix(route, answers, len(context))
+            except NotEnoughAnswers as error:
+                raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
+            for uid, code in refused.items():
+                logger.warning("validator.answer_refused", uid=uid, code=code)
+            byte = completion.step(log_probs)
+            yield {"text": decoder.decode(bytes([byte]), final=completion.done), "experts": _by_text(shares)}
+
+    async def _serve_completion(self, call: Call) -> Reply:
+        """A completion for a peer that has no gate of its own."""
+        request = convert_record(call.body, CompletionRequest)
+        answer = self.complete(
+            request.prompt, max_bytes=request.max_bytes, temperature=request.temperature, seed=request.seed
+        )
+        try:
+            pieces = [piece async for piece in answer]
+        except ControlRefused as error:
+            raise Refused(error.code, error.message) from error
+        return Reply(pieces)
+
+
+class RemoteMixture:
+    """The mixture of a node without a gate: the validator with the most stake that we have a session with."""
+
+    def __init__(self, chain: Chain, peers: Peers, *, deadline_s: float = 120.0) -> None:
+        self._chain = chain
+        self._peers = peers
+        self._deadline_s = deadline_s
+
+    async def complete(
+        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
+        body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
+        for neuron in sorted(self._validators(), key=lambda one: -one[1]):
+            peer = self._peers.get(neuron[0])
+            if peer is None:
+                continue
+            try:
+                reply = await peer.call("mixture.complete", body, deadline_s=self._deadline_s)
+            except CallError as error:
+                logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
+                continue
+            for piece in convert_record({"pieces": reply.body}, _Pieces).pieces:
+                yield {"text": piece.text, "experts": piece.experts}
+            return
+        raise ControlRefused(
+            503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
+        )
+
+    async def losses(self) -> dict[str, Any]:
+        """Only a validator can compare."""
+        raise ControlRefused(409, "not_a_validator", "this node has no gate to measure", "ask a validator's socket")
+
+    def _validators(self) -> Iterable[tuple[NodeId, int]]:
+        state = self._chain.head.state
+        for neuron in read_neurons(state):
+            if neuron.has_permit:
+                yield neuron.node_id, read_account(state, neuron.key).stake
+
+
+class _Piece(Record, frozen=True, kw_only=True):
+    text: str
+    experts: dict[str, float]
+
+
+class _Pieces(Record, frozen=True, kw_only=True):
+    pieces: tuple[_Piece, ...]
+
+
+def _by_text(shares: Mapping[int, float]) -> dict[str, float]:
+    return {str(uid): share for uid, share in shares.items()}
+
+
+def _nobody() -> ControlRefused:
+    return ControlRefused(
+        503,
+        "no_miner",
+        "no miner is reachable that could answer",
+        "wait until miners have joined (see `moectl experts`)",
+    )
