@@ -87,7 +87,7 @@ class Complaints:
         key = path.removeprefix("$").removeprefix(".")
         missing = re.search(r"missing required field `(\w+)`", message)
         if missing:
-            raise self.wrong(key, f"{_bare(key)} has no {missing[1]}", f"add: {missing[1]} = …")
+            raise self.wrong(f"{key}.{missing[1]}", f"{_bare(key)} has no {missing[1]}", f"add: {missing[1]} = …")
         section: type[msgspec.Struct] = kind
         # A path may end inside a value (bootstrap[0], options[...]): its key is the deepest field on the way.
         parts = re.findall(r"([A-Za-z_]\w*)((?:\[[^\]]*\])*)", key)
@@ -99,7 +99,8 @@ class Complaints:
                 raise self.about(known, section) from None
             section = inner
             known += indexes
-        raise self.wrong(known, f"{_bare(known)} is not a section", f"write [{_bare(known)}] above its keys")
+        header = f"[[{known}]]" if _is_list(kind, known) else f"[{_bare(known)}]"
+        raise self.wrong(known, f"{_bare(known)} is not a section", f"write {header} above its keys")
 
     def _value_at(self, key: str) -> Any:
         value: Any = self._raw
@@ -131,6 +132,10 @@ def section_of(kind: type[msgspec.Struct], field: str) -> type[msgspec.Struct] |
     hint = get_type_hints(kind)[field]
     inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
     return inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None
+
+
+def _is_list(kind: type[msgspec.Struct], field: str) -> bool:
+    return get_origin(get_type_hints(kind).get(field)) is tuple
 
 
 def describe_field(section: type[msgspec.Struct], field: str) -> tuple[str, str]:

@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 
-from .config import (
+from .config_check import describe_field
+from .config_sections import (
+    DEFAULT_PORT,
     ComputeSection,
     ExpertSection,
     LogSection,
     NodeSection,
     ValidatorSection,
 )
-from .config_check import describe_field
 from .errors import ConfigError
 
 _PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
@@ -35,14 +36,24 @@ _HEADER = """\
 
 
 def write_default(
-    path: Path, values: Mapping[str, Any] | None = None, *, experts: Sequence[ExpertSection] = ()
+    path: Path,
+    *,
+    role: str = "follower",
+    port: int = DEFAULT_PORT,
+    domain: str | None = None,
+    experts: Sequence[ExpertSection] = (),
+    **values: Any,
 ) -> None:
     """Write the commented configuration to ``path``, which must not exist yet.
 
-    ``values`` are what differs from the defaults, by dotted key: ``{"node.role": "miner", "node.port": 4701}``. A
-    miner without ``experts`` gets one on English prose. Raises `ConfigError`.
+    ``values`` are other keys that differ from their defaults, by name where it is the only one of that name
+    (``listen="127.0.0.1"``, ``torch_threads=2``). A miner without ``experts`` gets one that learns ``domain``, or
+    English prose. Raises `ConfigError`.
     """
-    text = render_default(values or {}, experts=experts)
+    if role == "miner" and not experts:
+        domain = domain or _EXAMPLE_EXPERT.domain
+        experts = (msgspec.convert({"name": domain, "domain": domain}, ExpertSection),)
+    text = render_default({"role": role, "port": port, **values}, experts=experts)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -54,16 +65,14 @@ def write_default(
 
 
 def render_default(values: Mapping[str, Any], *, experts: Sequence[ExpertSection] = ()) -> str:
-    """The text of `write_default`. Raises `ConfigError` for a key that no section has."""
-    known = {f"{name}.{field}" for name, section in _PLAIN_SECTIONS for field in section.__struct_fields__}
+    """The text of `write_default`; ``values`` None count as not given. Raises `ConfigError` for an unknown key."""
+    known = [field for _, section in _PLAIN_SECTIONS for field in section.__struct_fields__]
     for key in values:
-        if key not in known:
-            raise ConfigError(f"there is no key {key}", f"keys are {', '.join(sorted(known))}")
-    if values.get("node.role") == "miner" and not experts:
-        experts = (_EXAMPLE_EXPERT,)
+        if known.count(key) != 1:
+            raise ConfigError(f"there is no key {key}", f"keys are {', '.join(known)}")
     parts = [_HEADER]
     for name, section in _PLAIN_SECTIONS:
-        given = {field: values[f"{name}.{field}"] for field in section.__struct_fields__ if f"{name}.{field}" in values}
+        given = {key: values[key] for key in section.__struct_fields__ if values.get(key) is not None}
         parts.append("\n".join((f"[{name}]", f"# {section.__doc__}", *_lines(section, given))) + "\n")
     parts.extend(_expert_text(expert, "") for expert in experts)
     if not experts:

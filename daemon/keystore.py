@@ -15,7 +15,7 @@ from moed.protocol.identity import SEED_BYTES, Identity
 from .errors import AlreadyRunning, KeyFileError
 
 
-def create_key(path: Path) -> Identity:
+def create_identity(path: Path) -> Identity:
     """Draw a new key and write it to ``path``, mode 0600; an existing file is never replaced.
 
     The file appears under its name only when its bytes are on the disk, so a power cut leaves a whole key or none.
@@ -41,7 +41,7 @@ def create_key(path: Path) -> Identity:
     return Identity(seed)
 
 
-def load_key(path: Path) -> Identity:
+def load_identity(path: Path) -> Identity:
     """Read the key at ``path``. Raises `KeyFileError` if it is missing, not ours, readable by others, or no key."""
     descriptor = _open_key(path)
     try:
@@ -51,7 +51,7 @@ def load_key(path: Path) -> Identity:
 
 
 @contextmanager
-def hold_key(path: Path) -> Iterator[Identity]:
+def hold_identity(path: Path) -> Iterator[Identity]:
     """Read the key at ``path`` and keep it locked while inside, so that one home runs one daemon.
 
     The lock goes with the process, however it ends. Raises `KeyFileError`, and `AlreadyRunning` where another

@@ -22,6 +22,8 @@ import structlog
 
 from .log_ring import LogRing
 
+__all__ = ["LEVELS", "LogRing", "Logs", "bound_and_redact", "configure_logging"]
+
 LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _SYSLOG_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sd-daemon(3)
 

@@ -9,7 +9,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Self
 
 import structlog
 import trio
@@ -22,25 +21,15 @@ _MICROSECONDS = 1_000_000
 class Notifier:
     """One datagram per message to the service manager; never waits and never raises for a missing listener."""
 
-    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
-        """``address`` is a path, or ``@name`` for an abstract socket; None makes every call do nothing."""
-        self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self.watchdog_s = watchdog_s
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        """Read from ``environ`` what the service manager asks of this process: where to, and how often."""
+        self._address = _address_of(environ.get("NOTIFY_SOCKET", ""))
+        self.watchdog_s: float | None = None
         self._has_failed = False
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """What the service manager asked of this process: where to, and how often it wants to hear."""
-        address = environ.get("NOTIFY_SOCKET") or None
-        if address is not None and not address.startswith(("/", "@")):
-            logger.warning("notify.refused", address=address, remedy="only unix sockets are known")
-            address = None
-        watchdog_s = None
         microseconds = environ.get("WATCHDOG_USEC", "")
         is_for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        if address is not None and is_for_us and microseconds.isascii() and microseconds.isdigit():
-            watchdog_s = int(microseconds) / _MICROSECONDS or None
-        return cls(address, watchdog_s)
+        if self._address is not None and is_for_us and microseconds.isascii() and microseconds.isdigit():
+            self.watchdog_s = int(microseconds) / _MICROSECONDS or None
 
     def ready(self, status: str = "") -> None:
         """The daemon can be used: the socket answers and the network is joined."""
@@ -62,6 +51,16 @@ class Notifier:
         """The event loop runs."""
         self._send("WATCHDOG=1")
 
+    async def feed_watchdog(self) -> None:
+        """Feed the service manager's watchdog twice in its period, from the event loop itself; returns never.
+
+        A loop that is stuck feeds nothing, and is killed and restarted. Without a watchdog it only sleeps.
+        """
+        while self.watchdog_s is not None:
+            self.watchdog()
+            await trio.sleep(self.watchdog_s / 2)
+        await trio.sleep_forever()
+
     def _send(self, *assignments: str) -> None:
         if self._address is None:
             return
@@ -78,17 +77,11 @@ class Notifier:
                 self._has_failed = False
 
 
-async def feed_watchdog(notifier: Notifier) -> None:
-    """Feed the service manager's watchdog twice in its period, from the event loop itself; returns never.
-
-    A loop that is stuck feeds nothing, and is killed and restarted. Without a watchdog it only sleeps.
-    """
-    if notifier.watchdog_s is None:
-        await trio.sleep_forever()
-    assert notifier.watchdog_s is not None
-    while True:
-        notifier.watchdog()
-        await trio.sleep(notifier.watchdog_s / 2)
+def _address_of(text: str) -> str | None:
+    """A path as it is, ``@name`` as an abstract socket; other kinds (vsock) are for virtual machines' managers."""
+    if text.startswith("@"):
+        return "\0" + text[1:]
+    return text if text.startswith("/") else None
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,148 @@
+"""Every key of the configuration: its type, its default, what it means and what it may be.
+
+This is the only list of keys. The check, the words of a complaint and the commented example that `moed init`
+writes all come from it. ``description`` is for the operator; ``allowed`` says in words what the constraint beside
+it says to msgspec.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Role = Literal["follower", "miner", "validator"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "json", "console"]
+TextDomain = Literal["prose", "python", "tables", "c", "html"]
+BUILT_IN_MODELS = ("gru", "transformer")
+DEFAULT_PORT = 4700
+
+
+def _key(description: str, allowed: str) -> dict[str, Any]:
+    return {"description": description, "extra": {"allowed": allowed}}
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the sections: a key that is not a field is refused."""
+
+
+class NodeSection(_Section, frozen=True, kw_only=True):
+    """Who this node is and where it can be reached."""
+
+    role: Annotated[Role, Meta(**_key("what this node does in the network", "follower, miner or validator"))] = (
+        "follower"
+    )
+    port: Annotated[
+        int, Meta(ge=1, le=65535, **_key("one number for TCP (sessions) and UDP (Kademlia)", "1 to 65535"))
+    ] = DEFAULT_PORT
+    listen: Annotated[
+        str, Meta(**_key("address of this machine to listen on; :: takes IPv6 and IPv4", "one IPv4 or IPv6 address"))
+    ] = "0.0.0.0"  # noqa: S104 - a peer-to-peer node is there to be reached
+    advertise: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=253)] | None,
+        Meta(**_key("host name or address that peers should dial", "a host or address")),
+    ] = None
+    bootstrap: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, **_key("nodes of the network to join first", 'a list of "host:port", at most 64')),
+    ] = ()
+    socket: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(**_key("path of the control socket; moed.sock in the home if not set", "a path")),
+    ] = None
+    grace_s: Annotated[
+        float, Meta(ge=0, le=60, **_key("seconds that running requests get to finish on shutdown", "0 to 60"))
+    ] = 3.0
+
+
+class LogSection(_Section, frozen=True, kw_only=True):
+    """What is logged, and how it looks on standard error."""
+
+    level: Annotated[LogLevel, Meta(**_key("the least severe events to log", "debug, info, warning or error"))] = "info"
+    format: Annotated[
+        LogFormat,
+        Meta(**_key("auto: colours on a terminal, JSON with syslog priorities elsewhere", "auto, json or console")),
+    ] = "auto"
+
+
+class ComputeSection(_Section, frozen=True, kw_only=True):
+    """The hardware that miners and validators compute on."""
+
+    device: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|cpu|cuda(:[0-9]{1,3})?)$",
+            **_key("auto takes the first CUDA device, else the CPU", 'auto, cpu, cuda or "cuda:0"'),
+        ),
+    ] = "auto"
+    torch_threads: Annotated[int, Meta(ge=1, le=1024, **_key("threads of one torch operation", "1 to 1024"))] = 1
+
+
+class ExpertSection(_Section, frozen=True, kw_only=True):
+    """One expert that a miner makes, trains and serves; a double-bracketed section each."""
+
+    name: Annotated[
+        str,
+        Meta(pattern="^[a-z0-9][a-z0-9_.-]{0,62}$", **_key("unique in this home", "a-z, 0-9, _ . -, at most 63")),
+    ]
+    model: Annotated[
+        str,
+        Meta(
+            pattern=r"^(gru|transformer|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+            **_key("a built-in model or your own factory", 'gru, transformer or "package.module:make"'),
+        ),
+    ] = "gru"
+    domain: Annotated[
+        TextDomain | None,
+        Meta(**_key("which text that Python ships it learns, if no files are given", "prose, python, tables, c, html")),
+    ] = None
+    files: Annotated[
+        tuple[str, ...],
+        Meta(max_length=10_000, **_key("your own text instead: paths, relative to the home", "a list of paths")),
+    ] = ()
+    options: Annotated[
+        dict[str, int | float | str | bool],
+        Meta(**_key("given to the model: width, layers, heads, embedding, …", "a table of numbers and words")),
+    ] = {}
+    train: Annotated[bool, Meta(**_key("whether it goes on training between requests", "true or false"))] = True
+    training_share: Annotated[
+        float, Meta(ge=0, le=1, **_key("share of the idle time that training may take", "0 to 1"))
+    ] = 0.5
+    max_rows: Annotated[int, Meta(ge=1, le=4096, **_key("most rows in one request", "1 to 4096"))] = 64
+    max_sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("most bytes in one row", "2 to 65536"))] = 256
+
+
+class ValidatorSection(_Section, frozen=True, kw_only=True):
+    """How a validator draws its batches, trains its gate and measures miners."""
+
+    domains: Annotated[
+        tuple[TextDomain, ...],
+        Meta(
+            **_key("text to judge by; all that this machine has if empty", "a list of prose, python, tables, c, html")
+        ),
+    ] = ()
+    files: Annotated[
+        tuple[str, ...],
+        Meta(max_length=10_000, **_key("your own text to judge by: paths, relative to the home", "a list of paths")),
+    ] = ()
+    top_k: Annotated[int, Meta(ge=1, le=64, **_key("miners that the gate asks for one input", "1 to 64"))] = 2
+    batch_rows: Annotated[int, Meta(ge=1, le=4096, **_key("rows in one batch", "1 to 4096"))] = 16
+    sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("bytes in one row", "2 to 65536"))] = 128
+    probe_every: Annotated[
+        int, Meta(ge=1, le=100_000, **_key("batches between two that go to every miner, to score them", "1 to 100000"))
+    ] = 8
+    exploration: Annotated[
+        float, Meta(ge=0, le=1, **_key("share of inputs that go to miners the gate would not pick", "0 to 1"))
+    ] = 0.1
+
+
+class Sections(_Section, frozen=True, kw_only=True):
+    """The file as a whole."""
+
+    node: NodeSection = NodeSection()
+    log: LogSection = LogSection()
+    compute: ComputeSection = ComputeSection()
+    experts: tuple[ExpertSection, ...] = ()
+    validator: ValidatorSection = ValidatorSection()
