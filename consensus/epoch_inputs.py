@@ -94,11 +94,11 @@ def check_inputs(inputs: EpochInputs) -> EpochArrays:
     # a float's sum is enough to see that the exact one may not fit
     if float(stake.sum(dtype=np.float64)) >= float(MAX_BITS):
         raise InvalidEpochInput("the sum of stakes fits 63 bits", MAX_BITS, sum(stake.tolist()))
-    permit = np.asarray(inputs.validator_permit)
-    if permit.shape != (n,) or permit.dtype != np.bool_:
-        raise InvalidEpochInput("validator_permit has a flag for each uid", (n, "bool"), (permit.shape, permit.dtype))
-    commits: Any = [] if inputs.commit_blocks is None else inputs.commit_blocks
-    commit = [NO_COMMIT if block is None else block for block in commits] or [NO_COMMIT] * n
+    permit = _array("validator_permit", inputs.validator_permit, n)
+    if permit.dtype != np.bool_:
+        raise InvalidEpochInput("validator_permit holds flags", "bool", permit.dtype)
+    commits = [None] * n if inputs.commit_blocks is None else inputs.commit_blocks
+    commit = [NO_COMMIT if block is None else block for block in commits]
     return EpochArrays(
         stake=stake,
         permit=permit,
@@ -136,14 +136,19 @@ def _check_scalars(inputs: EpochInputs) -> None:
         raise InvalidEpochInput("owner_uid is registered", f"0..{inputs.n - 1}", inputs.owner_uid)
 
 
-def _vector(name: str, values: Integers, n: int) -> Bits:
-    """Non-negative integers under 2**63 as int64 [n]."""
+def _array(name: str, values: Any, n: int) -> npt.NDArray[Any]:
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidEpochInput(f"{name} is a vector of integers", n, str(error)) from error
+        raise InvalidEpochInput(f"{name} is a vector", n, str(error)) from error
     if array.shape != (n,):
         raise InvalidEpochInput(f"{name} has an entry for each uid", (n,), array.shape)
+    return array
+
+
+def _vector(name: str, values: Integers, n: int) -> Bits:
+    """Non-negative integers under 2**63 as int64 [n]."""
+    array = _array(name, values, n)
     if array.dtype.kind not in "iu":
         raise InvalidEpochInput(f"{name} holds integers of 64 bits", "int64", array.dtype)
     if not 0 <= int(array.min()) <= int(array.max()) <= MAX_BITS:

@@ -35,11 +35,11 @@ class SparseRows:
 
         Raises InvalidEpochInput for an entry that is no pair of integers in 0..65535. Order is checked by ``checked``.
         """
-        lists = [list(row) for row in rows]
-        starts = np.zeros(len(lists) + 1, np.int64)
-        np.cumsum([len(row) for row in lists], out=starts[1:])
-        entries = int(starts[-1])
         try:
+            lists = [list(row) for row in rows]
+            starts = np.zeros(len(lists) + 1, np.int64)
+            np.cumsum([len(row) for row in lists], out=starts[1:])
+            entries = int(starts[-1])
             sizes = np.fromiter(map(len, chain.from_iterable(lists)), np.int64, entries)
             flat = np.fromiter(map(index, chain.from_iterable(chain.from_iterable(lists))), np.int64)
         except (TypeError, OverflowError) as error:
