@@ -56,13 +56,13 @@ class Role(IntEnum):
 class Priority(IntEnum):
     """Who goes first when several messages wait: each class gets `WEIGHT` shares of the line, none starves."""
 
-    URGENT = 0
+    HIGH = 0
     NORMAL = 1
     BULK = 2
 
 
 # Votes and proposals are small: 64 shares put them before everything that is already waiting, in practice at once.
-WEIGHT = {Priority.URGENT: 64, Priority.NORMAL: 8, Priority.BULK: 1}
+WEIGHT = {Priority.HIGH: 64, Priority.NORMAL: 8, Priority.BULK: 1}
 
 
 class ResetCode(IntEnum):

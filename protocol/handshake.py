@@ -66,7 +66,7 @@ class SessionLimits(Record, frozen=True):
     max_message_bytes: _PositiveSize = 128 << 20
     max_inflight_bytes: _PositiveSize = 256 << 20
     window_bytes: Annotated[int, msgspec.Meta(ge=1 << 16, le=1 << 31)] = 4 << 20
-    max_notice_bytes: _PositiveSize = 1 << 20
+    max_notice_bytes: _PositiveSize = 8 << 20
 
 
 class Proof(Record, frozen=True):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 16
 MAX_TENSORS = 64
-MAX_HEAD_BYTES = 4 << 20
+MAX_HEAD_BYTES = 16 << 20
 MAX_REFUSAL_CHARACTERS = 1000
 
 MethodName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]

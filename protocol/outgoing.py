@@ -43,7 +43,7 @@ BATCH_CHUNKS = 4
 # Messages up to this length are bounded by the number of streams alone, so tensors in flight never hold up votes.
 SMALL_MESSAGE_BYTES = 64 << 10
 
-MAX_WAITING_NOTICES = 256
+MAX_WAITING_NOTICES = 1024
 MAX_WAITING_NOTICE_BYTES = 16 << 20
 
 

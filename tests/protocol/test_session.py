@@ -126,7 +126,7 @@ def test_a_vote_overtakes_a_large_tensor() -> None:
     pair.alice.send_request([pattern(1000), memoryview(bytearray(32 * MIB))], priority=Priority.BULK)
     for _ in range(3):
         pair.step()
-    pair.alice.send_notice([b"vote"], priority=Priority.URGENT)
+    pair.alice.send_notice([b"vote"], priority=Priority.HIGH)
     pair.step()
     (vote,) = pair.bob_events
     assert isinstance(vote, NoticeReceived)
@@ -276,12 +276,12 @@ def test_requests_that_cross_a_goodbye_are_told_so() -> None:
 
 
 def test_waiting_notices_are_bounded_and_the_oldest_go() -> None:
-    """While nothing can be sent, 256 notices of a priority wait at most; newer ones replace older ones."""
+    """While nothing can be sent, 1,024 notices of a priority wait at most; newer ones replace older ones."""
     pair = open_pair()
-    dropped = [pair.alice.send_notice([str(number).encode()]) for number in range(300)]
+    dropped = [pair.alice.send_notice([str(number).encode()]) for number in range(1068)]
     assert sum(dropped) == 44
     texts = [bytes(event.message) for event in pair.take_bob() if isinstance(event, NoticeReceived)]
-    assert texts == [str(number).encode() for number in range(44, 300)]
+    assert texts == [str(number).encode() for number in range(44, 1068)]
 
 
 def test_messages_over_the_peers_limit_are_refused_at_home() -> None:
