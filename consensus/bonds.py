@@ -13,7 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from .epoch_inputs import EpochInputs, Flags
-from .fixedpoint import FRACTION_BITS, ONE, U16_MAX, Bits, divide, exp, ln, multiply, multiply_shares, normalize, ratio
+from .fixedpoint import (
+    FRACTION_BITS,
+    ONE,
+    U16_MAX,
+    Bits,
+    divide,
+    ln,
+    logistic,
+    multiply,
+    multiply_shares,
+    normalize,
+    ratio,
+)
 
 U16Matrix = npt.NDArray[np.uint16]
 
@@ -27,7 +39,7 @@ class BondRule:
     alpha: int
     alpha_low: int
     alpha_high: int
-    steepness: int  # already divided by -100, the form in which the sigmoid uses it
+    steepness: int  # already divided by -100, as the reference does before it multiplies
     is_liquid: bool
     is_classic_liquid: bool
 
@@ -81,7 +93,7 @@ def liquid_alphas(for_bonds: Bits, old: Bits, consensus: Bits, rule: BondRule) -
     distance = np.where(for_bonds >= old, for_bonds - consensus[:, None], old - for_bonds)
     distance = np.clip(distance, 0, ONE)
     exponent = multiply(distance - ONE // 2, np.full(1, rule.steepness, np.int64))
-    sigmoid = divide(np.full(1, ONE, np.int64), exp(exponent) + ONE)
+    sigmoid = logistic(-exponent)
     spread = np.full(1, rule.alpha_high - rule.alpha_low, np.int64)
     return np.clip(multiply_shares(spread, sigmoid) + rule.alpha_low, rule.alpha_low, rule.alpha_high)
 
@@ -125,10 +137,9 @@ def alphas_by_consensus(consensus: Bits, rule: BondRule) -> Bits:
         slope = ratio(at_high - at_low, lower - upper)
         offset = at_low + ((slope * lower) >> FRACTION_BITS)
     # a steep curve leaves 64 bits, so plain integers; exp looks no further than 20 anyway
-    exponents = [offset - ((slope * c) >> FRACTION_BITS) for c in consensus.tolist()]
-    bounded = np.clip(np.array(exponents, object), -(ONE << 5), ONE << 5).astype(np.int64)
-    curve = divide(np.full(1, ONE, np.int64), exp(bounded) + ONE)
-    return np.clip(curve, rule.alpha_low, rule.alpha_high)
+    points = [((slope * c) >> FRACTION_BITS) - offset for c in consensus.tolist()]
+    bounded = np.clip(np.array(points, object), -(ONE << 5), ONE << 5).astype(np.int64)
+    return np.clip(logistic(bounded), rule.alpha_low, rule.alpha_high)
 
 
 def _quartile(values: Bits, quarters: int) -> int:

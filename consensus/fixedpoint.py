@@ -128,6 +128,11 @@ def exp(x: Bits) -> Bits:
     return np.where(x == ONE, np.int64(_E_BITS), result)
 
 
+def logistic(x: Bits) -> Bits:
+    """1 / (1 + e**-x): from 0 to 1, one half at 0."""
+    return divide(np.full(1, ONE, np.int64), exp(-x) + ONE)
+
+
 def ln(x: int) -> int:
     """Natural logarithm of one number, in bits; 0 for x <= 0, as the reference's safe form gives."""
     if x <= 0:

@@ -24,6 +24,7 @@ from moed.consensus.fixedpoint import (
     divide,
     exp,
     ln,
+    logistic,
     max_upscale_to_u16,
     multiply,
     multiply_shares,
@@ -169,8 +170,8 @@ def test_published_sigmoid(published: Any) -> None:
         for x, expected in zip(case["input"], case["output"], strict=True):
             value = extremes[x] if x in extremes else int(bits(x, is_double=case["rho"] == 30))
             kappa, rho = int(bits(case["kappa"])), case["rho"]
-            exponent = np.clip(np.array([-rho * (value - kappa)], object), -(1 << 63), (1 << 63) - 1)
-            result = divide(one(ONE), exp(exponent.astype(np.int64)) + ONE)
+            x_bits = np.clip(np.array([rho * (value - kappa)], object), -(1 << 62), 1 << 62)
+            result = logistic(x_bits.astype(np.int64))
             assert result.tolist() == [bits(expected, is_double=True)], (case["rho"], x)
 
 
@@ -225,3 +226,14 @@ def test_published_moving_average(published: Any) -> None:
         alpha = bits(case["alpha"], is_double=True)
         result = np.minimum(multiply(alpha, new) + multiply(ONE - alpha, old), ONE)
         assert result / ONE == pytest.approx(np.array(case["output"]), abs=case["tolerance"] + 1e-9), case["test"]
+
+
+def test_published_first_chain_consensus(published_vectors: Reader) -> None:
+    """The sigmoid consensus of the chain's first epochs: trust against kappa, through the same logistic curve."""
+    legacy = published_vectors("yuma/whitepaper_sigmoid.json")["legacy_chain_consensus"]
+    kappa = ratio(legacy["kappa_u16"], U16_MAX)
+    consensus = logistic(legacy["rho"] * (bits(legacy["trust"]) - kappa)) / ONE
+    assert consensus == pytest.approx(np.array(legacy["consensus"]), abs=legacy["tolerance"])
+    large = legacy["large_graph"]
+    trusted = logistic(one(large["rho"] * (ratio(large["trust_u16"], U16_MAX) - kappa)))
+    assert to_u16(trusted).tolist() == [large["consensus_u16"]]
