@@ -87,6 +87,17 @@ class LogRing:
                     lines.append(line)
             return Batch(lines, dropped=max(oldest - 1 - after, 0), last=last)
 
+    def before_last(self, count: int, *, level: int = 0) -> int:
+        """The number to read after for the last ``count`` events at least as severe as ``level``."""
+        with self._lock:
+            if count == 0:
+                return self._last
+            for line in reversed(self._lines):
+                count -= line.level >= level
+                if count == 0:
+                    return line.sequence - 1
+            return self._lines[0].sequence - 1 if self._lines else self._last
+
     async def wait_beyond(self, after: int) -> None:
         """Return when an event numbered above ``after`` is there."""
         while True:

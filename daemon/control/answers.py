@@ -1,0 +1,186 @@
+"""The shapes of questions and answers on the local API; `openapi` publishes them.
+
+Answers may carry more fields than are listed here, and never fewer. Amounts are integers of 10⁻⁹ credit, shares
+run from 0 to 1, ids and hashes are lower-case hexadecimal.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Hex = Annotated[str, Meta(pattern="^[0-9a-f]*$")]
+Share = Annotated[float, Meta(ge=0)]
+
+MAX_COMPLETION_BYTES = 4096
+MAX_CHAIN_ROWS = 200
+MAX_LOG_LINES = 1000
+
+
+class _Question(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what callers send: nothing unknown."""
+
+
+class NoQuestion(_Question, frozen=True, kw_only=True):
+    """No parameters."""
+
+
+class ChainQuestion(_Question, frozen=True, kw_only=True):
+    """Which blocks to list: ``limit`` from height ``start`` on, or the newest ``limit``."""
+
+    start: Annotated[int, Meta(ge=0)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_CHAIN_ROWS)] = 20
+
+
+class LogsQuestion(_Question, frozen=True, kw_only=True):
+    """Which log lines: those numbered above ``since``, or the last ``tail``, at least as severe as ``level``.
+
+    With ``follow`` the answer is a stream of server-sent events that goes on with every new line.
+    """
+
+    follow: bool = False
+    since: Annotated[int, Meta(ge=0)] = 0
+    tail: Annotated[int, Meta(ge=0, le=MAX_LOG_LINES)] | None = None
+    level: Literal["debug", "info", "warning", "error", "critical"] = "debug"
+
+
+class CompleteQuestion(_Question, frozen=True, kw_only=True):
+    """A text to continue. ``temperature`` 0 takes the likeliest byte each time; ``seed`` makes a draw repeatable.
+
+    With ``stream``, or ``Accept: text/event-stream``, pieces come as server-sent events.
+    """
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=65536)]
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_COMPLETION_BYTES)] = 128
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    stream: bool = False
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of answers: more fields may come in later versions."""
+
+
+class Refusal(_Answer, frozen=True, kw_only=True):
+    """Every answer that is no success."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class StatusAnswer(_Answer, frozen=True, kw_only=True):
+    """This node: who it is, where its chain stands, whether it can be used."""
+
+    node_id: Hex
+    network: Hex
+    version: str
+    role: str
+    uid: int | None
+    height: int
+    state_root: Hex
+    peers: int
+    uptime_s: float
+    ready: bool
+
+
+class PeerRow(_Answer, frozen=True, kw_only=True):
+    """One peer that this node has a session with."""
+
+    node_id: Hex
+    address: str
+
+
+class ExpertRow(_Answer, frozen=True, kw_only=True):
+    """One expert that the network offers."""
+
+    uid: int | None
+    node_id: Hex
+    name: str
+
+
+class CapacityAnswer(_Answer, frozen=True, kw_only=True):
+    """The hardware that nodes measured and signed, each and in total."""
+
+    nodes: list[dict[str, Any]]
+    total: dict[str, float]
+
+
+class MinerRow(_Answer, frozen=True, kw_only=True):
+    """One miner's standing after the last epoch; ``weight_by_validator`` is {uid of the validator: share}."""
+
+    uid: int
+    node_id: Hex
+    domain: str | None
+    incentive: Share
+    weight_by_validator: dict[str, Share]
+
+
+class ValidatorRow(_Answer, frozen=True, kw_only=True):
+    """One validator's standing after the last epoch."""
+
+    uid: int
+    node_id: Hex
+    stake: int
+    dividends: Share
+    trust: Share
+
+
+class RankingsAnswer(_Answer, frozen=True, kw_only=True):
+    """The ranking that consensus made of the validators' weights."""
+
+    epoch: int
+    height: int
+    miners: list[MinerRow]
+    validators: list[ValidatorRow]
+
+
+class BlockRow(_Answer, frozen=True, kw_only=True):
+    """One final block."""
+
+    height: int
+    hash: Hex
+    time_ms: int
+    proposer: Hex
+    transactions: int
+    state_root: Hex
+
+
+class ChainAnswer(_Answer, frozen=True, kw_only=True):
+    """The head of this node's chain, who signs it, and some blocks."""
+
+    height: int
+    state_root: Hex
+    validators: list[dict[str, Any]]
+    blocks: list[BlockRow]
+
+
+class CompleteAnswer(_Answer, frozen=True, kw_only=True):
+    """The continuation, and the mean share that each miner (by uid) had in it."""
+
+    text: str
+    experts: dict[str, Share]
+
+
+class LossesAnswer(_Answer, frozen=True, kw_only=True):
+    """Loss on held-out text in bits per byte; lower is better."""
+
+    mixture: float
+    best_single: float
+    uniform_average: float
+
+
+class LogsAnswer(_Answer, frozen=True, kw_only=True):
+    """Log lines, how many older ones are gone, and the number to go on after."""
+
+    lines: list[dict[str, Any]]
+    dropped: int
+    last: int
+
+
+class StopAnswer(_Answer, frozen=True, kw_only=True):
+    """The daemon has begun to stop."""
+
+    stopping: bool
