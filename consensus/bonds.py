@@ -120,8 +120,8 @@ def column_upscaled(bonds: Bits) -> Bits:
     return divide(bonds, np.maximum(bonds.max(axis=1, keepdims=True, initial=0), 1))
 
 
-def alphas_by_consensus(consensus: Bits, rule: BondRule) -> Bits:
-    """Classic liquid alpha (the reference chain's of June 2024 to March 2025): a rate per miner, [n].
+def alphas_by_consensus(consensus: Bits, miners: slice, rule: BondRule) -> Bits:
+    """Classic liquid alpha (the reference chain's of June 2024 to March 2025): a rate for each of ``miners``.
 
     A logistic curve over consensus that reaches the low rate at its lower quartile and the high rate at its upper one.
     Where the upper quartile is 0 there is no curve and the fixed rate holds, as in that source; where the quartiles
@@ -129,7 +129,7 @@ def alphas_by_consensus(consensus: Bits, rule: BondRule) -> Bits:
     """
     lower, upper = _quartile(consensus, 1), _quartile(consensus, 3)
     if upper == 0:
-        return np.full(len(consensus), rule.alpha, np.int64)
+        return np.full(len(consensus[miners]), rule.alpha, np.int64)
     slope = offset = 0
     if upper > lower and rule.alpha_low and rule.alpha_high:
         at_low = ln(ratio(ONE, rule.alpha_low) - ONE)
@@ -137,7 +137,7 @@ def alphas_by_consensus(consensus: Bits, rule: BondRule) -> Bits:
         slope = ratio(at_high - at_low, lower - upper)
         offset = at_low + ((slope * lower) >> FRACTION_BITS)
     # a steep curve leaves 64 bits, so plain integers; exp looks no further than 20 anyway
-    points = [((slope * c) >> FRACTION_BITS) - offset for c in consensus.tolist()]
+    points = [((slope * c) >> FRACTION_BITS) - offset for c in consensus[miners].tolist()]
     bounded = np.clip(np.array(points, object), -(ONE << 5), ONE << 5).astype(np.int64)
     return np.clip(logistic(bounded), rule.alpha_low, rule.alpha_high)
 

@@ -86,7 +86,7 @@ class Pairs:
             new, old = self.weights_for_bonds(miners), self.old_bonds(miners)
             return liquid_alphas(new, old, self.consensus[miners], self.rule)
         if self.rule.is_classic_liquid and self.consensus.any():
-            return alphas_by_consensus(self.consensus, self.rule)[miners, None]
+            return alphas_by_consensus(self.consensus, miners, self.rule)[:, None]
         return np.full(1, self.rule.alpha, np.int64)
 
     def bonds(self, miners: slice = ALL) -> Bits:
