@@ -46,6 +46,8 @@ WITHDRAW_TIMEOUT_S = 3.0
 KNOCKS = 3
 """How often an address that may be a node is tried before it is given up."""
 UPKEEP_EVERY_S = 5.0
+STORING_TAKES_S = 30.0
+"""After this, storing a record is taken to have been cut off, and upkeep does it again."""
 ENOUGH_PEER_ANSWERS = 3
 ENOUGH_TOPIC_ANSWERS = 8
 
@@ -254,6 +256,8 @@ class Dht:
 
     async def _renew(self, kept: _Published) -> int:
         """Store the record with a fresh expiry, and set when to do it again: soon if nobody took it."""
+        # Upkeep must not renew it meanwhile: the newer copy would make this one look refused.
+        kept.due_at_s = self._now_s() + STORING_TAKES_S
         accepted = await self._store(kept.record)
         if accepted:
             kept.due_at_s = self._now_s() + self._republish_s

@@ -55,8 +55,12 @@ class Search:
         return answer.contact
 
     async def store(self, contact: Contact, key: bytes, record: bytes) -> bool:
-        """Ask ``contact`` to keep ``record``; whether it now holds it."""
-        answer = await self._ask(contact, Store(self._own_id, key, record))
+        """Ask ``contact``, which was just heard, to keep ``record``; whether it now holds it.
+
+        Asked twice if need be: a look-up has other nodes to turn to when a datagram is lost, a store has not.
+        """
+        query = Store(self._own_id, key, record)
+        answer = await self._ask(contact, query) or await self._ask(contact, query)
         return answer is not None and self._decode(queries.decode_stored, answer) is True
 
     async def find_nodes(self, target: bytes) -> list[Contact]:
