@@ -27,6 +27,7 @@ class Domain(Enum):
     VOTE = b"moed vote v1"
     RECEIPT = b"moed receipt v1"
     CHECKPOINT = b"moed checkpoint v1"
+    CORPUS_BLOCK = b"moed corpus block v1"
 
 
 def _framed(*parts: bytes) -> bytes:

@@ -1,0 +1,271 @@
+"""The device worker: serves waiting requests in batches, and trains whenever nothing waits.
+
+One task and one thread at a time touch the experts, so a forward never sees half a training step. A request waits for
+at most one step or one batch that is under way, and both are sized to be short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import trio
+
+from moed.models.batching import Batch, BatchLimit, BatchQueue, QueueLimits, Request
+from moed.models.corpora import Tokens
+from moed.models.errors import DeadlinePassed, ExpertError, Stopping, TrainingDiverged
+
+LogProbs = npt.NDArray[np.float32]
+# ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
+RunBlocking = Callable[..., Awaitable[Any]]
+
+# How much of an average is the newest measurement.
+_EMA_SHARE = 0.1
+_log = structlog.get_logger()
+
+
+class Hosted(Protocol):
+    """What the worker needs of an expert: `moed.models.hosting.HostedExpert` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def limit(self) -> BatchLimit: ...
+    @property
+    def training_loss_bits(self) -> float: ...
+    @property
+    def training_steps(self) -> int: ...
+    def forward(self, tokens: Tokens) -> LogProbs: ...
+    def train_step(self) -> float: ...
+    def save(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """``training_share`` is the share of otherwise idle time that goes to training, 0 to 1."""
+
+    training_share: float = 1.0
+    checkpoint_every_s: float = 60.0
+    # Less than the 5 s in which the daemon must end: a save of a few tens of MiB takes a fraction of a second.
+    final_save_timeout_s: float = 3.0
+    limits: QueueLimits = field(default_factory=QueueLimits)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.training_share <= 1:
+            raise ValueError(f"training_share is between 0 and 1, not {self.training_share}")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLoad:
+    """What one expert has done: ``forwards_per_s`` is the moving average of its rate while it works, 0 before."""
+
+    name: str
+    forwards_per_s: float
+    rows_served: int
+    training_loss_bits: float
+    training_steps: int
+    is_training: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeLoad:
+    """How busy the device is: ``queue_delay_ms`` is the moving average from submission to start."""
+
+    queue_delay_ms: float
+    waiting_requests: int
+    waiting_rows: int
+    experts: tuple[ExpertLoad, ...]
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """One awaiting caller; exactly one of the two results is set before the event."""
+
+    done: trio.Event
+    answer: LogProbs | None = None
+    error: ExpertError | DeadlinePassed | Stopping | None = None
+
+
+@dataclass(slots=True)
+class _State:
+    hosted: Hosted
+    is_training: bool
+    forward_s: float = 0.0
+    rows_served: int = 0
+    saved_steps: int = -1
+
+
+class Runtime:
+    """Owns the queue of one device. `run` is its worker; `forward` may be awaited from any task of the same loop."""
+
+    def __init__(
+        self,
+        experts: Sequence[Hosted],
+        config: RuntimeConfig | None = None,
+        *,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self._config = config or RuntimeConfig()
+        self._run_blocking = run_blocking
+        is_training = self._config.training_share > 0
+        self._states = {hosted.name: _State(hosted, is_training) for hosted in experts}
+        self._queue = BatchQueue({hosted.name: hosted.limit for hosted in experts}, self._config.limits)
+        self._waiters: dict[int, _Waiter] = {}
+        self._wake = trio.Event()
+        self._is_stopping = False
+        self._queue_delay_s = 0.0
+        self._train_at_s = -math.inf
+        self._turn = 0
+
+    async def forward(
+        self, expert_name: str, tokens: Tokens, *, caller: bytes, stake_share: float, deadline: float
+    ) -> LogProbs:
+        """Answer ``tokens`` uint8 [B, T] with log-probabilities float32 [B, T, 256].
+
+        ``deadline`` is on trio's clock. Raises a `RequestRefused` that says why nothing was computed, or the
+        expert's own `ExpertError`. Cancelling it takes the request out of the queue.
+        """
+        if self._is_stopping:
+            raise Stopping("this device worker is ending")
+        request = self._queue.submit(
+            expert_name,
+            tokens,
+            caller=caller,
+            stake_share=stake_share,
+            deadline_s=deadline,
+            now_s=trio.current_time(),
+        )
+        waiter = self._waiters[request.request_id] = _Waiter(trio.Event())
+        self._wake.set()
+        try:
+            with trio.move_on_at(deadline):
+                await waiter.done.wait()
+        finally:
+            self._queue.cancel(request)
+            self._waiters.pop(request.request_id, None)
+        if waiter.error is not None:
+            raise waiter.error
+        if waiter.answer is None:
+            raise DeadlinePassed("the deadline passed before the answer was there")
+        return waiter.answer
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve and train until cancelled; then store every expert and refuse whoever still waits."""
+        task_status.started()
+        save_at_s = trio.current_time() + self._config.checkpoint_every_s
+        try:
+            while True:
+                batch = self._queue.next_batch(trio.current_time())
+                if batch is not None:
+                    await self._serve(batch)
+                elif (hosted := self._next_to_train()) is not None and trio.current_time() >= self._train_at_s:
+                    await self._train(hosted)
+                else:
+                    await self._sleep_until(min(save_at_s, self._train_at_s if hosted else math.inf))
+                if trio.current_time() >= save_at_s:
+                    await self._save_all()
+                    save_at_s = trio.current_time() + self._config.checkpoint_every_s
+        finally:
+            self._stop()
+            with trio.move_on_after(self._config.final_save_timeout_s, shield=True):
+                await self._save_all()
+
+    def load(self) -> RuntimeLoad:
+        """What to tell others about how busy this device is."""
+        experts = tuple(
+            ExpertLoad(
+                name=name,
+                forwards_per_s=1 / state.forward_s if state.forward_s else 0.0,
+                rows_served=state.rows_served,
+                training_loss_bits=state.hosted.training_loss_bits,
+                training_steps=state.hosted.training_steps,
+                is_training=state.is_training,
+            )
+            for name, state in self._states.items()
+        )
+        return RuntimeLoad(self._queue_delay_s * 1000, len(self._queue), self._queue.rows, experts)
+
+    async def _sleep_until(self, at_s: float) -> None:
+        """Wait for a request, until ``at_s``; requests whose deadline passes meanwhile wake their own callers."""
+        self._queue.expire(trio.current_time())
+        if len(self._queue):
+            return
+        self._wake = trio.Event()
+        with trio.move_on_at(at_s):
+            await self._wake.wait()
+
+    async def _serve(self, batch: Batch) -> None:
+        state = self._states[batch.expert]
+        began_s = trio.current_time()
+        for request in batch.requests:
+            self._queue_delay_s += (began_s - request.submitted_s - self._queue_delay_s) * _EMA_SHARE
+        tokens = np.concatenate([request.tokens for request in batch.requests])
+        try:
+            answer: LogProbs = await self._run_blocking(state.hosted.forward, tokens)
+        except ExpertError as error:
+            _log.warning("expert.failed", expert=batch.expert, rows=batch.rows, reason=str(error))
+            for request in batch.requests:
+                self._resolve(request, error=error)
+            return
+        took_s = trio.current_time() - began_s
+        state.forward_s += (took_s - state.forward_s) * (_EMA_SHARE if state.forward_s else 1.0)
+        state.rows_served += batch.rows
+        at = 0
+        for request in batch.requests:
+            self._resolve(request, answer=answer[at : at + len(request.tokens)])
+            at += len(request.tokens)
+
+    def _resolve(
+        self,
+        request: Request,
+        *,
+        answer: LogProbs | None = None,
+        error: ExpertError | Stopping | None = None,
+    ) -> None:
+        waiter = self._waiters.get(request.request_id)
+        if waiter is None:
+            return  # its caller gave up while the batch ran
+        waiter.answer, waiter.error = answer, error
+        waiter.done.set()
+
+    def _next_to_train(self) -> Hosted | None:
+        """The experts that train take turns."""
+        training = [state.hosted for state in self._states.values() if state.is_training]
+        return training[self._turn % len(training)] if training else None
+
+    async def _train(self, hosted: Hosted) -> None:
+        self._turn += 1
+        began_s = trio.current_time()
+        try:
+            await self._run_blocking(hosted.train_step)
+        except TrainingDiverged as error:
+            self._states[hosted.name].is_training = False
+            _log.error("training.diverged", expert=hosted.name, reason=str(error))
+        now_s = trio.current_time()
+        self._train_at_s = now_s + (now_s - began_s) * (1 / self._config.training_share - 1)
+
+    async def _save_all(self) -> None:
+        for name, state in self._states.items():
+            steps = state.hosted.training_steps
+            if steps == state.saved_steps:
+                continue
+            try:
+                content_hash: bytes = await self._run_blocking(state.hosted.save)
+            except OSError as error:
+                # A full disk costs the checkpoint, not the service; the old one is still whole.
+                _log.error("checkpoint.failed", expert=name, reason=str(error))
+                continue
+            state.saved_steps = steps
+            _log.info("checkpoint.saved", expert=name, steps=steps, content_hash=content_hash.hex())
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        for waiter in self._waiters.values():
+            if not waiter.done.is_set():
+                waiter.error = Stopping("this device worker is ending")
+                waiter.done.set()

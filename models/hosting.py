@@ -1,0 +1,112 @@
+"""One expert as a miner hosts it: its model, its training and its checkpoint behind three blocking calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .batching import BatchLimit
+from .checkpoint import load_checkpoint, save_checkpoint, set_aside
+from .corpora import Corpus, Tokens
+from .errors import CheckpointCorrupt, ExpertFailed, ShapeMismatch
+from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
+from .training import Trainer, TrainingConfig
+
+CHECKPOINT_KIND = "expert text.next"
+
+Origin = Literal["new", "restored", "set_aside"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostedExpert:
+    """An expert with its trainer and the place of its checkpoint. Not thread-safe: one device worker calls it.
+
+    ``origin`` tells whether the weights are new, came from the checkpoint, or are new because the checkpoint was
+    corrupt and lies beside its place now.
+    """
+
+    expert: Expert
+    trainer: Trainer
+    path: Path
+    origin: Origin
+
+    @property
+    def name(self) -> str:
+        """The name that it is served under."""
+        return self.expert.spec.name
+
+    @property
+    def limit(self) -> BatchLimit:
+        """What it takes in one batch."""
+        return BatchLimit(self.expert.spec.max_rows, self.expert.spec.max_length)
+
+    @property
+    def training_loss_bits(self) -> float:
+        """The moving average of its training loss, in bits per byte."""
+        return self.trainer.loss_bits
+
+    @property
+    def training_steps(self) -> int:
+        """The training steps behind its weights, those before a restart among them."""
+        return self.trainer.steps
+
+    def forward(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """Bytes [B, T] to log-probabilities float32 [B, T, 256], by the averaged weights.
+
+        Raises `ExpertFailed` where torch gave up, `ShapeMismatch` where one's own model answers in another shape.
+        """
+        try:
+            with torch.inference_mode():
+                # A copy: the tokens may be a view of a received, read-only buffer, which torch would warn about.
+                answer = self.trainer.averaged(torch.from_numpy(np.array(tokens)))
+        except RuntimeError as error:  # torch's own failures, out of memory among them
+            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        if tuple(answer.shape) != (*tokens.shape, BYTE_VALUES):
+            raise ShapeMismatch(
+                f"expert {self.name!r} answered {list(answer.shape)} to {list(tokens.shape)}, which asks for "
+                f"{[*tokens.shape, BYTE_VALUES]}"
+            )
+        log_probs: npt.NDArray[np.float32] = answer.float().cpu().numpy()
+        return log_probs
+
+    def train_step(self) -> float:
+        """One training step; returns its loss in bits per byte. Raises `TrainingDiverged`."""
+        return self.trainer.step()
+
+    def save(self) -> bytes:
+        """Store everything needed to go on; returns the content hash."""
+        return save_checkpoint(
+            self.path,
+            CHECKPOINT_KIND,
+            self.trainer.state(),
+            {"name": self.name, "model": self.expert.spec.factory or self.expert.spec.model},
+        )
+
+
+def open_hosted(spec: ExpertSpec, corpus: Corpus, training: TrainingConfig, folder: Path, seed: int) -> HostedExpert:
+    """Build ``spec`` and go on from its checkpoint in ``folder`` where there is one.
+
+    A corrupt checkpoint, or one of another model, is set aside and the expert starts anew. Raises `ModelRefused`
+    and `CorpusUnavailable` for what the configuration must correct.
+    """
+    expert = build_expert(spec, seed)
+    trainer = Trainer(expert.module, corpus, training, seed)
+    path = folder / f"{spec.name}.ckpt"
+    origin: Origin = "new"
+    try:
+        trainer.restore(load_checkpoint(path, CHECKPOINT_KIND).tensors)
+        origin = "restored"
+    except FileNotFoundError:
+        pass
+    except CheckpointCorrupt:
+        set_aside(path)
+        # Built again: a restore that failed half-way may have left some weights in.
+        expert = build_expert(spec, seed)
+        trainer = Trainer(expert.module, corpus, training, seed)
+        origin = "set_aside"
+    return HostedExpert(expert, trainer, path, origin)

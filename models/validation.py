@@ -1,0 +1,371 @@
+"""The validator's brain, without a network: whom to ask what, and what to learn from the answers.
+
+    plan = brain.plan()                      # rows of the private stream, and which miners to ask about which
+    answers = {uid: log-probabilities}       # the caller asks, in parallel, whoever answers in time
+    report = brain.learn(plan, answers)      # trains the gate; a *probe* plan also measures every miner's value
+
+A missing, late or invalid answer is left out and the weights of those who answered are renormalised.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from moed.protocol.codec import Record
+
+from .answers import ReadAnswers, read_answer, read_answers
+from .corpora import Corpus, Split, Tokens
+from .decoys import DecoyWatch, plant_decoys
+from .errors import CheckpointCorrupt, InvalidAnswer, NotEnoughAnswers, PeekedAhead
+from .gate import Gate, GateConfig, choose, decision_scores
+from .mixture import UNIFORM_BITS, coalition_bits, mix_distributions, mixture_bits, mixture_log_weights
+from .optimizer import Adam, LearningRate, clip_gradients
+from .scoring import Coalitions, Floats, ScoreBook, integer_weights, shapley
+
+Purpose = Literal["route", "probe"]
+
+
+class ValidatorConfig(Record, frozen=True):
+    """How a validator asks and learns.
+
+    ``rows`` rows of ``length`` bytes a plan: an answer to all of them is rows x length x 256 numbers. Every
+    ``probe_every``-th plan asks every miner about every row.
+    """
+
+    gate: GateConfig = GateConfig()
+    rows: int = 12
+    length: int = 128
+    rate: LearningRate = LearningRate(peak=0.03, warmup_steps=3, decay_from_step=100)
+    probe_every: int = 4
+    # Answers are dear and gate steps are cheap: each plan is learned from once when it comes and ``replays`` more
+    # steps go to plans drawn from the last ``memory_plans``, whose answers are a little out of date.
+    replays: int = 3
+    memory_plans: int = 48
+    score_alpha: float = 0.1
+    decoy_chance: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.length <= self.gate.prefix_bytes + 1:
+            raise ValueError(f"rows of {self.length} bytes leave nothing after {self.gate.prefix_bytes} to score")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to ask: ``rows_for(uid)`` goes to each uid of ``assignment``, whose answer is [rows, T, 256].
+
+    tokens   uint8 [B, T] as sent, a false byte at ``decoys[row]`` where that is not -1
+    targets  uint8 [B, T], the true byte after each position; scored  bool [B, T], the positions that count
+    """
+
+    purpose: Purpose
+    tokens: Tokens
+    targets: Tokens
+    scored: npt.NDArray[np.bool_]
+    decoys: npt.NDArray[np.int64]
+    domains: tuple[str, ...]
+    uids: tuple[int, ...]
+    assignment: Mapping[int, npt.NDArray[np.int64]]
+
+    def rows_for(self, uid: int) -> Tokens:
+        """The rows to send to ``uid``."""
+        return self.tokens[self.assignment[uid]]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnReport:
+    """What one plan taught.
+
+    ``loss_bits`` is the mixture's loss before the step (None where no row was answered), ``share`` each miner's mean
+    weight, ``values`` its Shapley value in bits per byte (probe plans only), ``invalid`` the reason of each refusal.
+    """
+
+    loss_bits: float | None
+    rows_unanswered: int
+    unanswered: tuple[int, ...]
+    invalid: Mapping[int, str]
+    share: Mapping[int, float]
+    values: Mapping[int, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What the gate learns from: the answered rows of one plan, K miners in the order of ``uids``."""
+
+    uids: tuple[int, ...]
+    tokens: Tensor
+    scored: Tensor
+    target_log_probs: Tensor
+    answered: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The miners to ask about one context, best first, with their gate scores."""
+
+    uids: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+class ValidatorBrain:
+    """Gate, scores and private stream of one validator. Not thread-safe; owns no I/O.
+
+    ``seed`` decides the stream and the exploration: draw it from the system's entropy, or miners could foresee what
+    they will be asked. ``gate_seed`` only decides the gate's first weights.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], config: ValidatorConfig, seed: int, *, gate_seed: int = 0) -> None:
+        self.config = config
+        self.corpora = tuple(corpora)
+        self.gate = Gate(config.gate, seed=gate_seed)
+        self.scores = ScoreBook(config.score_alpha)
+        self.decoys = DecoyWatch()
+        self.plans_made = 0
+        self.batches_learned = 0
+        self._rng = np.random.default_rng(seed)
+        self._memory: deque[_Lesson] = deque(maxlen=config.memory_plans)
+        self._adam = Adam(beta2=0.95)
+
+    @property
+    def uids(self) -> tuple[int, ...]:
+        """The miners that it knows, ascending."""
+        return self.gate.uids
+
+    def set_miners(self, uids: Iterable[int]) -> None:
+        """Make ``uids`` the known miners. What was learned about one that left is forgotten."""
+        added, removed = self.gate.set_uids(uids)
+        for uid in added | removed:
+            self._adam.forget(f"miners.{uid}")
+        self.scores.keep_only(self.uids)
+        self.decoys.keep_only(self.uids)
+        if removed:
+            self._memory.clear()  # the lessons name miners that the gate has no row for any more
+
+    def forget_miner(self, uid: int) -> None:
+        """Start ``uid`` anew: another key holds the place now."""
+        self.set_miners(set(self.uids) - {uid})
+        self.set_miners({*self.uids, uid})
+
+    def plan(self, *, reachable: Collection[int] | None = None, probe: bool | None = None) -> Plan:
+        """The next plan over the private stream; ``reachable`` limits whom to ask, ``probe`` overrides the turn.
+
+        Raises `NotEnoughAnswers` where there is no miner to ask.
+        """
+        self.plans_made += 1
+        if probe is None:
+            probe = self.plans_made % self.config.probe_every == 1 % self.config.probe_every
+        return self.plan_over("validation", self._rng, self._balanced_domains(), reachable=reachable, probe=probe)
+
+    def _balanced_domains(self) -> npt.NDArray[np.int64]:
+        """Which corpus each row is from: every one equally often, the remainder by chance."""
+        rows, count = self.config.rows, len(self.corpora)
+        return np.concatenate([self._rng.permutation(count) for _ in range(-(-rows // count))])[:rows]
+
+    def plan_over(
+        self,
+        split: Split,
+        rng: np.random.Generator,
+        domains: npt.NDArray[np.int64],
+        *,
+        reachable: Collection[int] | None = None,
+        probe: bool = True,
+    ) -> Plan:
+        """A plan over one row of ``split`` for each corpus index in ``domains``, drawn from ``rng``."""
+        uids = tuple(uid for uid in self.uids if reachable is None or uid in reachable)
+        if not uids:
+            raise NotEnoughAnswers("there is no miner to ask")
+        length, first = self.config.length, self.config.gate.prefix_bytes - 1
+        drawn = np.concatenate([self.corpora[domain].sample(split, rng, 1, length + 1) for domain in domains])
+        tokens, decoys = plant_decoys(drawn[:, :-1], rng, self.config.decoy_chance, first_position=first + 1)
+        position = np.arange(length)
+        # From a false byte on, the context is not the text any more, so nothing after it counts.
+        ends = np.where(decoys < 0, length, decoys)
+        scored = (position >= first) & (position < ends[:, None])
+        everyone = np.arange(len(domains))
+        assignment = dict.fromkeys(uids, everyone) if probe else self._route_rows(torch.from_numpy(tokens), uids, rng)
+        names = tuple(self.corpora[domain].domain for domain in domains)
+        purpose: Purpose = "probe" if probe else "route"
+        return Plan(purpose, tokens, drawn[:, 1:], scored, decoys, names, uids, assignment)
+
+    def _route_rows(
+        self, tokens: Tensor, uids: tuple[int, ...], rng: np.random.Generator
+    ) -> dict[int, npt.NDArray[np.int64]]:
+        config = self.config.gate
+        decision = self._decision_scores(tokens, uids)
+        draws = torch.from_numpy(rng.random((len(tokens), len(uids) + 1)))
+        chosen = choose(decision, config.k, exploration=config.exploration_at(self.batches_learned + 1), draws=draws)
+        rows_of = {uid: np.flatnonzero(chosen[:, at].numpy()) for at, uid in enumerate(uids)}
+        return {uid: rows for uid, rows in rows_of.items() if len(rows)}
+
+    @torch.no_grad()
+    def _decision_scores(self, tokens: Tensor, uids: tuple[int, ...]) -> Tensor:
+        prefix = self.config.gate.prefix_bytes
+        return decision_scores(self.gate_scores(tokens[:, :prefix], uids), prefix)
+
+    def gate_scores(self, tokens: Tensor, uids: tuple[int, ...]) -> Tensor:
+        """Gate scores [B, T, K] with K in the order of ``uids``, which may be fewer than the gate knows."""
+        known = {uid: at for at, uid in enumerate(self.gate.uids)}
+        scores: Tensor = self.gate(tokens)
+        return scores[..., [known[uid] for uid in uids]]
+
+    def read(self, plan: Plan, answers: Mapping[int, object]) -> ReadAnswers:
+        """Check the answers to ``plan``; those of miners that read ahead of what they predict count as invalid."""
+        read = read_answers(answers, plan.uids, plan.assignment, plan.targets)
+        self.decoys.observe(plan.tokens, plan.decoys, plan.targets, plan.assignment, read.log_probs)
+        peeking = {uid for uid in read.log_probs if self.decoys.peeks(uid)}
+        if not peeking:
+            return read
+        answered = read.answered.clone()
+        answered[:, [at for at, uid in enumerate(plan.uids) if uid in peeking]] = False
+        errors = {uid: PeekedAhead(f"uid {uid}: {self.decoys.evidence(uid)}") for uid in sorted(peeking)}
+        return ReadAnswers(read.target_log_probs, answered, read.log_probs, {**read.invalid, **errors})
+
+    def learn(self, plan: Plan, answers: Mapping[int, object]) -> LearnReport:
+        """Train the gate on the answers to ``plan``; a probe also measures each miner's value.
+
+        Only miners that are still known are learned from. Nothing in ``answers`` can raise: what is not a valid
+        answer is named in the report.
+        """
+        plan = self.still_known(plan)
+        read = self.read(plan, answers)
+        some = read.answered.any(dim=-1)
+        values = self._measure(plan, read) if plan.purpose == "probe" and plan.uids else None
+        loss, share = (None, {}) if not bool(some.any()) else self._train(plan, read, some)
+        invalid = {uid: error.code for uid, error in read.invalid.items()}
+        missing = tuple(uid for uid in plan.assignment if uid not in read.log_probs and uid not in invalid)
+        return LearnReport(loss, int((~some).sum()), missing, invalid, share, values)
+
+    def still_known(self, plan: Plan) -> Plan:
+        """``plan`` without the miners that left while it was out."""
+        if set(plan.uids) <= set(self.uids):
+            return plan
+        uids = tuple(uid for uid in plan.uids if uid in self.uids)
+        assignment = {uid: rows for uid, rows in plan.assignment.items() if uid in uids}
+        return Plan(plan.purpose, plan.tokens, plan.targets, plan.scored, plan.decoys, plan.domains, uids, assignment)
+
+    def _train(self, plan: Plan, read: ReadAnswers, some: Tensor) -> tuple[float, dict[int, float]]:
+        lesson = _Lesson(
+            plan.uids,
+            torch.from_numpy(plan.tokens)[some],
+            torch.from_numpy(plan.scored)[some],
+            read.target_log_probs[some],
+            read.answered[some],
+        )
+        loss, share = self._gradient_step(lesson)
+        for _ in range(self.config.replays if self._memory else 0):
+            self._gradient_step(self._memory[self._rng.integers(len(self._memory))])
+        self._memory.append(lesson)
+        self.batches_learned += 1
+        return loss, dict(zip(plan.uids, share.tolist(), strict=True))
+
+    def _gradient_step(self, lesson: _Lesson) -> tuple[float, Tensor]:
+        """One step of the gate; returns the mixture's loss and each miner's mean weight before it."""
+        scores = self.gate_scores(lesson.tokens, lesson.uids)
+        weighed = scores + self.gate.evidence(lesson.target_log_probs)
+        loss = mixture_bits(weighed, lesson.target_log_probs, lesson.answered)[lesson.scored].mean()
+        # Evidence would soon do all the work where there are answers, and teach nothing about whom to ask: so the
+        # scores of the decision point must also do without it.
+        decision = decision_scores(scores, self.config.gate.prefix_bytes).unsqueeze(1).expand_as(scores)
+        alone = mixture_bits(decision, lesson.target_log_probs, lesson.answered)[lesson.scored].mean()
+        (loss + alone).backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
+        clip_gradients(self.gate.parameters(), 1.0)
+        self._adam.step(self.gate.named_parameters(), self.config.rate.at(self.batches_learned + 1))
+        with torch.no_grad():
+            answered = lesson.answered.unsqueeze(1).expand_as(scores)
+            weights = mixture_log_weights(weighed, answered).exp()
+        return float(loss.detach()), weights[lesson.scored].mean(dim=0)
+
+    @torch.no_grad()
+    def _measure(self, plan: Plan, read: ReadAnswers) -> dict[int, float]:
+        """Each miner's Shapley value in bits per byte saved by the mixture, recorded in the scores."""
+        scores = self.gate_scores(torch.from_numpy(plan.tokens), plan.uids)
+        decision = decision_scores(scores, self.config.gate.prefix_bytes)
+        scored = torch.from_numpy(plan.scored)
+
+        weighed = scores + self.gate.evidence(read.target_log_probs)
+
+        def value(coalitions: Coalitions) -> Floats:
+            bits = coalition_bits(
+                torch.from_numpy(coalitions), weighed, decision, read.target_log_probs, read.answered, scored,
+                self.config.gate.k,
+            )  # fmt: skip
+            return UNIFORM_BITS - bits.double().numpy()
+
+        shares = shapley(value, len(plan.uids), self._rng)
+        values = {uid: float(shares[at]) for at, uid in enumerate(plan.uids)}
+        self.scores.record(values)
+        return values
+
+    def weights(self) -> dict[int, int]:
+        """Whole-number weights for the chain from the averaged values; a miner never measured weighs 0."""
+        return integer_weights({uid: self.scores.scores.get(uid, 0.0) for uid in self.uids})
+
+    def route(self, context: Tokens, *, reachable: Collection[int] | None = None) -> Route:
+        """The top-k miners for one context (uint8 [T]), by the scores after its last byte.
+
+        Raises `NotEnoughAnswers` where there is no miner to ask.
+        """
+        uids = tuple(uid for uid in self.uids if reachable is None or uid in reachable)
+        if not uids:
+            raise NotEnoughAnswers("there is no miner to ask")
+        with torch.no_grad():
+            scores = self.gate_scores(torch.from_numpy(context).unsqueeze(0), uids)[0, -1]
+        best = scores.argsort(descending=True, stable=True)[: self.config.gate.k].tolist()
+        return Route(tuple(uids[at] for at in best), tuple(float(scores[at]) for at in best))
+
+    def mix(
+        self, route: Route, answers: Mapping[int, object], length: int
+    ) -> tuple[npt.NDArray[np.float32], dict[int, float], dict[int, str]]:
+        """The mixture's next-byte log-probabilities [256] from answers [1, length, 256] to ``route``'s context, each
+        answering miner's weight in it, and the codes of refused answers.
+
+        Raises `NotEnoughAnswers` where no answer is valid.
+        """
+        last: dict[int, Tensor] = {}
+        refused: dict[int, str] = {}
+        for uid in route.uids:
+            if uid not in answers:
+                continue
+            try:
+                last[uid] = read_answer(answers[uid], 1, length)[0, -1]
+            except InvalidAnswer as error:
+                refused[uid] = error.code
+        if not last:
+            raise NotEnoughAnswers(f"none of the {len(route.uids)} miners asked gave a valid answer")
+        scores = torch.tensor([score for uid, score in zip(route.uids, route.scores, strict=True) if uid in last])
+        mixed = mix_distributions(scores, torch.stack([last[uid] for uid in route.uids if uid in last]))
+        return mixed.numpy(), dict(zip(last, scores.softmax(dim=0).tolist(), strict=True)), refused
+
+    def state(self) -> dict[str, Tensor]:
+        """Gate, optimizer and scores as tensors to store."""
+        stored = {f"gate/{name}": value for name, value in self.gate.state_dict().items()}
+        stored |= {f"adam/{name}": value for name, value in self._adam.state().items()}
+        scores, counts = self.scores.scores, self.scores.counts
+        stored["scores/uids"] = torch.tensor(list(scores), dtype=torch.int64)
+        stored["scores/values"] = torch.tensor(list(scores.values()), dtype=torch.float64)
+        stored["scores/counts"] = torch.tensor(list(counts.values()), dtype=torch.int64)
+        stored["batches_learned"] = torch.tensor(self.batches_learned, dtype=torch.int64)
+        return stored
+
+    def restore(self, stored: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave. Raises `CheckpointCorrupt` where it belongs to another configuration."""
+        prefix = "gate/miners."
+        try:
+            self.gate.set_uids(int(name.removeprefix(prefix)) for name in stored if name.startswith(prefix))
+            self.gate.load_state_dict({n.removeprefix("gate/"): v for n, v in stored.items() if n.startswith("gate/")})
+            self._adam.restore({n.removeprefix("adam/"): v for n, v in stored.items() if n.startswith("adam/")})
+            uids = stored["scores/uids"].tolist()
+            self.scores.restore(
+                dict(zip(uids, stored["scores/values"].tolist(), strict=True)),
+                dict(zip(uids, stored["scores/counts"].tolist(), strict=True)),
+            )
+            self.batches_learned = int(stored["batches_learned"])
+        except (RuntimeError, KeyError, ValueError) as error:  # other names, shapes or lengths
+            raise CheckpointCorrupt(f"the stored gate is of another configuration: {error}") from error
