@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,8 @@ class Client:
 def _exchange(
     connection: _UnixConnection, method: str, target: str, data: bytes | None, headers: Mapping[str, str]
 ) -> http.client.HTTPResponse:
-    try:
+    with suppress(BrokenPipeError):  # the daemon has refused before it read all; its answer is still there to read
         connection.request(method, target, data, dict(headers))
-    except BrokenPipeError:
-        pass  # the daemon has refused before it read all; its answer is still there to read
     return connection.getresponse()
 
 

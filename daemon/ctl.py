@@ -1,0 +1,256 @@
+"""`moectl`: asks a running daemon over its socket, and shows the answer to people or, with --json, to programs.
+
+It starts in a fraction of a second: neither trio nor torch is imported here, and the client only when it is used.
+Exit codes: 0 done, 1 the daemon refused, 2 no daemon there, 3 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from moed import __version__
+
+from .errors import EXIT_DONE, EXIT_USAGE, NodeError
+from .places import find_socket
+
+if TYPE_CHECKING:
+    from .client import Client
+
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
+
+SLOW_ANSWER_TIMEOUT_S = 300.0  # a measurement or completion asks many miners
+EXIT_INTERRUPTED = 130
+_LEVEL_COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which daemon is meant."""
+
+    home: Path | None
+    socket: Path | None
+
+    def client(self, timeout_s: float | None = None) -> Client:
+        """A client of that daemon's socket."""
+        from .client import Client  # --help needs no HTTP
+
+        path = find_socket(self.home, self.socket)
+        return Client(path) if timeout_s is None else Client(path, timeout_s=timeout_s)
+
+
+def _json_option(command: CommandT) -> CommandT:
+    return click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")(command)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Without --home, --socket or $MOED_SOCKET the default places are tried: /run/moed/moed.sock, "
+    "$XDG_RUNTIME_DIR/moed/moed.sock, ~/.moed/moed.sock. "
+    "Exit codes: 0 done, 1 the daemon refused, 2 no daemon there, 3 wrong usage.",
+)
+@click.option("--home", type=click.Path(path_type=Path), help="The home folder of the daemon to ask.")
+@click.option("--socket", type=click.Path(path_type=Path), help="Its socket. Also: $MOED_SOCKET.")
+@click.version_option(__version__, prog_name="moectl")
+@click.pass_context
+def moectl(context: click.Context, home: Path | None, socket: Path | None) -> None:
+    """Control and inspect a running moed daemon."""
+    if home is not None and socket is not None:
+        raise click.UsageError("--home and --socket name two daemons; give one of them")
+    context.obj = Target(home, socket)
+
+
+def _emit(answer: Any, as_json: bool, view: str) -> None:
+    """Print ``answer`` as JSON, or as the tables that ``tables.<view>_parts`` makes of it."""
+    if as_json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    from . import tables  # --json needs none
+
+    tables.show(getattr(tables, f"{view}_parts")(answer))
+
+
+@moectl.command(epilog="Example: moectl status --json")
+@_json_option
+@click.pass_obj
+def status(target: Target, as_json: bool) -> None:
+    """Who this node is, where its chain stands, whether it is ready."""
+    _emit(target.client().get("/v1/status"), as_json, "status")
+
+
+@moectl.command(epilog="Example: moectl --home ~/.moed peers")
+@_json_option
+@click.pass_obj
+def peers(target: Target, as_json: bool) -> None:
+    """Nodes that this one has a session with."""
+    _emit(target.client().get("/v1/peers"), as_json, "peers")
+
+
+@moectl.command(epilog="Example: moectl experts")
+@_json_option
+@click.pass_obj
+def experts(target: Target, as_json: bool) -> None:
+    """Experts that the network offers."""
+    _emit(target.client().get("/v1/experts"), as_json, "experts")
+
+
+@moectl.command(epilog="Example: moectl capacity --json")
+@_json_option
+@click.pass_obj
+def capacity(target: Target, as_json: bool) -> None:
+    """Hardware of the network, measured by its owners' nodes."""
+    _emit(target.client().get("/v1/capacity"), as_json, "capacity")
+
+
+@moectl.command(epilog="Example: moectl rankings")
+@_json_option
+@click.pass_obj
+def rankings(target: Target, as_json: bool) -> None:
+    """Miners and validators as consensus ranked them in the last epoch."""
+    _emit(target.client().get("/v1/rankings"), as_json, "rankings")
+
+
+@moectl.command(epilog="Example: moectl chain --limit 5")
+@click.option("--start", type=click.IntRange(min=0), help="List blocks from this height on; else the newest.")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many blocks.")
+@_json_option
+@click.pass_obj
+def chain(target: Target, start: int | None, limit: int, as_json: bool) -> None:
+    """The head of the state chain and its blocks."""
+    _emit(target.client().get("/v1/chain", {"start": start, "limit": limit}), as_json, "chain")
+
+
+@moectl.command(epilog='Example: moectl complete "The import statement " --max-bytes 64')
+@click.argument("text")
+@click.option("--max-bytes", type=click.IntRange(1, 4096), default=128, show_default=True, help="Longest continuation.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 takes the likeliest byte."
+)
+@click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="Makes a draw at a temperature repeatable.")
+@_json_option
+@click.pass_obj
+def complete(target: Target, text: str, max_bytes: int, temperature: float, seed: int | None, as_json: bool) -> None:
+    """Continue TEXT through the mixture of experts; "-" reads it from standard input."""
+    prompt = sys.stdin.read() if text == "-" else text
+    body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
+    client = target.client(SLOW_ANSWER_TIMEOUT_S)
+    if as_json:
+        _emit(client.post("/v1/complete", body), as_json, "complete")
+        return
+    shares: dict[str, float] = {}
+    for event in client.stream("POST", "/v1/complete", body=body):
+        if event.name == "piece":
+            print(_printable_text(event.data["text"]), end="", flush=True)
+        elif event.name == "done":
+            shares = event.data["experts"]
+    print()
+    if sys.stderr.isatty() and shares:
+        by_share = sorted(shares.items(), key=lambda item: -item[1])
+        click.secho("by " + ", ".join(f"uid {uid} {share:.0%}" for uid, share in by_share), dim=True, err=True)
+
+
+def _printable_text(text: str) -> str:
+    """A miner's words as they are, but for what would drive the terminal."""
+    from .tables import clean
+
+    return "".join(c if c in "\n\t" else clean(c) for c in text)
+
+
+@moectl.command(epilog="Example: moectl losses --json")
+@_json_option
+@click.pass_obj
+def losses(target: Target, as_json: bool) -> None:
+    """Measure the mixture on held-out text, beside its best expert and their plain average."""
+    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/losses"), as_json, "losses")
+
+
+@moectl.command(epilog="Example: moectl logs -f --level warning")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
+@click.option("-n", "--lines", type=click.IntRange(0, 1000), default=100, show_default=True, help="How many old ones.")
+@click.option("--since", type=click.IntRange(min=0), default=None, help="Lines after this number, in place of -n.")
+@click.option(
+    "--level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    default="debug",
+    show_default=True,
+    help="The least severe lines to show.",
+)
+@_json_option
+@click.pass_obj
+def logs(target: Target, follow: bool, lines: int, since: int | None, level: str, as_json: bool) -> None:
+    """The daemon's last log lines."""
+    query = {"level": level, "since": since, "tail": lines if since is None else None}
+    client = target.client()
+    if not follow:
+        answer = client.get("/v1/logs", query)
+        _say_dropped(0 if since is None else answer["dropped"])
+        for line in answer["lines"]:
+            _print_log(line, as_json)
+        return
+    for event in client.stream("GET", "/v1/logs", query={**query, "follow": True}):
+        if event.name == "log":
+            _print_log(event.data, as_json)
+        elif event.name == "dropped" and since is not None:
+            _say_dropped(event.data["dropped"])
+
+
+def _print_log(line: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
+    from .tables import log_text
+
+    click.secho(log_text(line), fg=_LEVEL_COLOURS.get(line["level"]))
+
+
+def _say_dropped(count: int) -> None:
+    if count:
+        click.echo(f"moectl: {count} older lines are gone from the daemon's memory; the journal has them", err=True)
+
+
+@moectl.command(epilog="Example: sudo moectl stop")
+@_json_option
+@click.pass_obj
+def stop(target: Target, as_json: bool) -> None:
+    """Stop the daemon in order: running requests end first."""
+    answer = target.client().post("/v1/stop")
+    if as_json:
+        _emit(answer, as_json, "stop")
+    else:
+        print("the daemon is stopping")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, with one line on standard error for what went wrong."""
+    try:
+        code = moectl.main(arguments, prog_name="moectl", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        error.show()
+        return EXIT_USAGE
+    except NodeError as error:
+        click.echo(f"moectl: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `moectl logs | head`: whoever read has enough. Python would complain again while it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""How `moectl` shows the daemon's answers to people: tables with units and short ids, plain where no terminal is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+UNITS_PER_CREDIT = 10**9
+SHORT_ID_CHARS = 10
+_GAP = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A title, column heads (one that starts with ">" is right-aligned), and rows of cells."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def show(parts: Sequence[Table | Mapping[str, str]]) -> None:
+    """Print tables and lists of facts to standard output: with rich on a terminal, else as aligned text."""
+    for number, part in enumerate(parts):
+        if number:
+            print()
+        if isinstance(part, Table):
+            _show_table(part)
+        else:
+            width = max(map(len, part), default=0)
+            for name, value in part.items():
+                print(f"{name:<{width}}{_GAP}{clean(value)}".rstrip())
+
+
+def _show_table(table: Table) -> None:
+    rows = [[clean(cell) for cell in row] for row in table.rows]
+    if sys.stdout.isatty():
+        _show_rich(table, rows)
+        return
+    heads = [head.lstrip(">").upper() for head in table.heads]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    print(table.title)
+    for row in (heads, *rows):
+        cells = [
+            cell.rjust(width) if head.startswith(">") else cell.ljust(width)
+            for head, cell, width in zip(table.heads, row, widths, strict=True)
+        ]
+        print(_GAP.join(cells).rstrip())
+
+
+def _show_rich(table: Table, rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD  # only a terminal needs it, and it takes a while to load
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold", pad_edge=False)
+    for head in table.heads:
+        shown.add_column(head.lstrip(">"), justify="right" if head.startswith(">") else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*map(Text, row))  # Text, so that a name in brackets is no markup
+    Console().print(shown)
+
+
+def clean(text: str) -> str:
+    """``text`` with what could move the cursor or recolour the terminal made visible: names come from strangers."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+# numbers and names for people
+
+
+def short(identifier: str | None) -> str:
+    """The start of an id or hash."""
+    return "-" if not identifier else identifier[:SHORT_ID_CHARS]
+
+
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 in per cent."""
+    return "-" if share is None else f"{share * 100:.1f} %"
+
+
+def credits_of(units: int | None) -> str:
+    """An amount of 10⁻⁹ credits in credits."""
+    return "-" if units is None else f"{units / UNITS_PER_CREDIT:,.3f}"
+
+
+def size(count: float | None) -> str:
+    """Bytes with a binary unit."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def rate(count: float | None, unit: str) -> str:
+    """A rate with a decimal prefix."""
+    if count is None:
+        return "-"
+    for prefix in ("", "k", "M", "G"):
+        if abs(count) < 1000:
+            return f"{count:.1f} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.1f} T{unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units."""
+    whole = int(seconds)
+    for name, length, smaller, smaller_length in (
+        ("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1),
+    ):  # fmt: skip
+        if whole >= length:
+            return f"{whole // length} {name} {whole % length // smaller_length} {smaller}"
+    return f"{whole} s"
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+# one function for each answer
+
+
+def status_parts(status: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/status."""
+    name = status.get("network_name")
+    chain = f"height {status['height']}"
+    if "epoch" in status:
+        chain += f", epoch {status['epoch']}"
+    uid = "" if status["uid"] is None else f", uid {status['uid']}"
+    return [
+        {
+            "node": status["node_id"],
+            "role": f"{status['role']}{uid}",
+            "network": f"{name} ({short(status['network'])})" if name else short(status["network"]),
+            "chain": chain,
+            "state root": status["state_root"],
+            "peers": str(status["peers"]),
+            "up for": duration(status["uptime_s"]),
+            "ready": "yes" if status["ready"] else "no",
+            "version": status["version"],
+        }
+    ]
+
+
+def peers_parts(peers: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/peers."""
+    rows = [
+        [
+            short(peer["node_id"]),
+            _cell(peer.get("uid")),
+            ", ".join(peer.get("roles") or ()) or "-",
+            peer["address"],
+            _cell(peer.get("direction")),
+            "-" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f} ms",
+        ]
+        for peer in peers
+    ]
+    return [Table(f"{len(rows)} peers", ("node", ">uid", "roles", "address", "dialled", ">round trip"), rows)]
+
+
+def experts_parts(experts: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/experts."""
+    rows = [
+        [
+            _cell(expert["uid"]),
+            short(expert["node_id"]),
+            expert["name"],
+            _cell(expert.get("kind")),
+            _cell(expert.get("domain")),
+            rate(expert.get("forwards_per_s"), "/s"),
+            "-" if expert.get("queue_delay_ms") is None else f"{expert['queue_delay_ms']:.1f} ms",
+        ]
+        for expert in experts
+    ]
+    heads = (">uid", "node", "name", "kind", "domain", ">forwards", ">queue")
+    return [Table(f"{len(rows)} experts", heads, rows)]
+
+
+def capacity_parts(capacity: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/capacity."""
+    rows = [
+        [
+            short(node["node_id"]),
+            _cell(device.get("kind")),
+            _cell(device.get("name")),
+            _cell(device.get("count")),
+            size(device.get("total_bytes")),
+            size(device.get("free_bytes")),
+            rate(device.get("matmul_flops_per_s"), "FLOP/s"),
+            rate(device.get("copy_bytes_per_s"), "B/s"),
+        ]
+        for node in capacity["nodes"]
+        for device in node.get("devices", ())
+    ]
+    heads = ("node", "kind", "device", ">count", ">memory", ">free", ">matmul", ">copy")
+    total = capacity["total"]
+    facts = {
+        "nodes": _cell(total.get("nodes")),
+        "devices": _cell(total.get("devices")),
+        "memory": size(total.get("memory_bytes")),
+        "matmul": rate(total.get("matmul_flops_per_s"), "FLOP/s"),
+    }
+    return [Table("Devices, as their nodes measured them", heads, rows), facts]
+
+
+def rankings_parts(rankings: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/rankings: a column of weights for each validator."""
+    voters = sorted({uid for miner in rankings["miners"] for uid in miner["weight_by_validator"]}, key=int)
+    miners = [
+        [
+            str(place),
+            str(miner["uid"]),
+            short(miner["node_id"]),
+            _cell(miner["domain"]),
+            percent(miner["incentive"]),
+            *(percent(miner["weight_by_validator"].get(uid)) for uid in voters),
+            credits_of(miner.get("emission")),
+        ]
+        for place, miner in enumerate(rankings["miners"], start=1)
+    ]
+    validators = [
+        [
+            str(row["uid"]),
+            short(row["node_id"]),
+            credits_of(row["stake"]),
+            percent(row["dividends"]),
+            percent(row["trust"]),
+        ]
+        for row in rankings["validators"]
+    ]
+    columns = (">#", ">uid", "node", "domain", ">incentive", *(f">by {uid}" for uid in voters), ">emission")
+    return [
+        Table(f"Miners after epoch {rankings['epoch']} (height {rankings['height']})", columns, miners),
+        Table("Validators", (">uid", "node", ">stake", ">dividends", ">trust"), validators),
+    ]
+
+
+def chain_parts(chain: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/chain, newest block first."""
+    rows = [
+        [
+            str(block["height"]),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(block["time_ms"] / 1000)),
+            short(block["proposer"]),
+            str(block["transactions"]),
+            short(block["hash"]),
+            short(block["state_root"]),
+        ]
+        for block in sorted(chain["blocks"], key=lambda block: -int(block["height"]))
+    ]
+    facts = {
+        "height": str(chain["height"]),
+        "state root": chain["state_root"],
+        "validators": str(len(chain["validators"])),
+    }
+    if "signed_stake_share" in chain:
+        facts["signed by"] = f"{percent(chain['signed_stake_share'])} of the stake"
+    return [facts, Table("Blocks", (">height", "time", "proposer", ">txs", "hash", "state root"), rows)]
+
+
+def losses_parts(losses: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """POST /v1/losses; lower is better."""
+    names = {"mixture": "mixture", "best_single": "best single expert", "uniform_average": "uniform average"}
+    rows = [[shown, f"{losses[name]:.3f}"] for name, shown in names.items()]
+    return [Table("Held-out loss", ("of", ">bits per byte"), rows)]
+
+
+def log_text(line: Mapping[str, Any]) -> str:
+    """One log line for people: time, level, event, fields; a traceback below."""
+    known = ("timestamp", "level", "event", "sequence", "exception")
+    fields = " ".join(f"{name}={_field(value)}" for name, value in line.items() if name not in known)
+    text = f"{line['timestamp'][11:23]} {line['level'].upper():<8} {line['event']} {fields}".rstrip()
+    traceback = "".join(f"\n    {clean(row)}" for row in str(line.get("exception", "")).splitlines())
+    return clean(text) + traceback
+
+
+def _field(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return repr(text) if not text or any(c.isspace() for c in text) else text
