@@ -114,6 +114,7 @@ class Dht:
         self._bootstraps: tuple[Address, ...] = ()
         self._serving = trio.Event()
         self._has_joined = False
+        self._was_alone = False
 
     async def run(
         self,
@@ -202,6 +203,17 @@ class Dht:
             async with trio.open_nursery() as nursery:
                 for kept in published.values():
                     nursery.start_soon(self._store, _withdrawn(kept.record))
+
+    async def _return_if_alone(self) -> None:
+        """Knock again at every known door while nobody is known; says so once each time it comes to that."""
+        has_doors = bool(self._bootstraps or self._remembered)
+        is_alone = self._has_joined and has_doors and not self._protocol.router.peers()
+        if is_alone and not self._was_alone:
+            logger.warning("dht.alone", bootstraps=len(self._bootstraps), remembered=len(self._remembered))
+        self._was_alone = is_alone
+        if is_alone:
+            with trio.move_on_after(JOIN_TIMEOUT_S):
+                await self._enter()
 
     async def _read(self, port: DatagramPort) -> None:
         while True:
@@ -303,10 +315,7 @@ class Dht:
             await trio.sleep(UPKEEP_EVERY_S)
             now_s = self._now_s()
             self._records.expire(now_s)
-            if self._has_joined and not self.contacts() and (self._bootstraps or self._remembered):
-                logger.warning("dht.alone", bootstraps=len(self._bootstraps))
-                with trio.move_on_after(JOIN_TIMEOUT_S):
-                    await self._enter()
+            await self._return_if_alone()
             for bucket in self._protocol.router.lonely_buckets():
                 await self._search.find_nodes(random_id_in(bucket, self._rng))
             for key, kept in list(self._published.items()):

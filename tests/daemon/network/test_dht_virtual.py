@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import structlog
 import trio
 from trio.testing import MockClock
 
@@ -83,7 +84,9 @@ async def test_a_node_that_lost_everybody_comes_back_by_itself(autojump_clock: M
         lost = nodes.dhts[4]
         await lost.publish_peer(record_of(4))
         nodes.ports[4].is_dead = True
-        await trio.sleep(2 * 3600)
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(2 * 3600)
+        assert [each["event"] for each in logs].count("dht.alone") == 1
         assert lost.contacts() == []
         nodes.ports[4].is_dead = False
         await trio.sleep(60)
