@@ -210,10 +210,14 @@ class Session:
         del self._serving[stream]
         return True
 
+    def longest(self, role: Role) -> int:
+        """The longest message of this role that the peer takes; 0 before the session is open."""
+        return self._outbox.limit_of(role) if self._outbox is not None else 0
+
     @property
-    def max_response_bytes(self) -> int:
-        """The longest response that the peer takes."""
-        return self._outbox.limit_of(Role.RESPONSE) if self._outbox is not None else 0
+    def has_unsent(self) -> bool:
+        """Whether any message of ours is not wholly sent."""
+        return self._outbox is not None and self._outbox.has_unsent
 
     def reset(self, stream: int, code: ResetCode) -> None:
         """End a stream: our request that we no longer want answered, or the peer's that we do not answer."""
@@ -404,9 +408,8 @@ class Session:
                 raise Unexpected("a response to a request that is not wholly sent")
         elif self._is_ours(frame.stream):
             raise Unexpected(f"the peer opened stream {frame.stream}, which is not its to open")
-        elif self._has_said_goodbye:
-            if frame.role is Role.REQUEST:
-                self._put_control(Reset(frame.stream, ResetCode.GOING_AWAY))
+        elif self._has_said_goodbye and frame.role is Role.REQUEST:
+            self._put_control(Reset(frame.stream, ResetCode.GOING_AWAY))
             return
         incoming = self._inbox.open(frame)
         if incoming is None:

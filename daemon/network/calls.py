@@ -1,0 +1,54 @@
+"""What crosses between the network and the rest of the daemon: a call that came in, the reply that goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moed.protocol.tensors import Codec
+
+if TYPE_CHECKING:
+    from moed.protocol.tensors import Array, WireTensor
+
+    from .peers import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request or notice of ``peer``, decoded.
+
+    ``tensors`` are views over the received message where that is possible; ``wire_tensors`` describe how they came
+    (dtype, shape, codec). ``deadline`` is on `trio.current_time`, infinite for a notice: after it nobody waits.
+    """
+
+    peer: Peer
+    method: str
+    body: Any
+    tensors: tuple[Array, ...]
+    wire_tensors: tuple[WireTensor, ...]
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a call. A handler may ask for a ``codec`` that shortens its float tensors on the wire.
+
+    The tensors' memory is read while they are sent: do not change it afterwards.
+    """
+
+    body: Any = None
+    tensors: Sequence[Array] = ()
+    codec: Codec = Codec.NONE
+
+
+class Refused(Exception):
+    """Raised by a handler that will not answer; the caller gets `RemoteRefusal` with the same words."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+Handler = Callable[[Call], Awaitable[Reply | None]]

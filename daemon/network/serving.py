@@ -1,0 +1,200 @@
+"""The peer's calls on one session: decoded, bounded, handed to their handler, answered or refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from moed.protocol.errors import RemoteProtocolError, Unexpected
+from moed.protocol.frames import NO_DEADLINE_MS, Priority, ResetCode, Role
+from moed.protocol.messages import (
+    MAX_REFUSAL_CHARACTERS,
+    NoticeHead,
+    RefusalHead,
+    ReplyHead,
+    RequestHead,
+    decode_message,
+    encode_message,
+)
+from moed.protocol.tensor_codecs import decode_tensor
+from moed.protocol.tensors import check_decoded_size
+
+from .calls import Call, Handler, Refused, Reply
+from .errors import CallError
+
+if TYPE_CHECKING:
+    from moed.protocol.aead import Buffer
+    from moed.protocol.messages import Message
+    from moed.protocol.session_events import NoticeReceived, RequestCancelled, RequestReceived
+
+    from .connection import Connection
+    from .limits import NetworkCounters, NetworkLimits
+
+logger = structlog.get_logger()
+
+MAX_BAD_NOTICES = 64
+"""Notices that their handler refused before the session counts as hostile and ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Notice:
+    message: Message
+    size: int
+
+
+class Serving:
+    """Runs the handlers for one connection, inside that connection's own tasks.
+
+    Requests run side by side, at most as many as the session has streams. Notices of one priority run one after
+    the other, in order; those that wait are bounded, and when they are too many the newest is dropped and counted.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        handlers: Mapping[str, Handler],
+        limits: NetworkLimits,
+        counters: NetworkCounters,
+    ) -> None:
+        self._connection = connection
+        self._session = connection.session
+        self._handlers = handlers
+        self._limits = limits
+        self._counters = counters
+        self._running: dict[int, trio.CancelScope] = {}
+        self._has_ended = trio.Event()
+        self._lanes: dict[Priority, trio.MemorySendChannel[_Notice]] = {}
+        self._queued_bytes = 0
+        self._bad_notices = 0
+
+    async def has_room(self) -> None:
+        """Wait while handlers that were cancelled but still run hold every place; reading stops meanwhile.
+
+        The session's own limit counts a stream as over once it is cancelled; a handler may take longer.
+        """
+        while len(self._running) >= 2 * self._session.limits.max_streams:
+            self._has_ended = trio.Event()
+            await self._has_ended.wait()
+
+    def take_request(self, event: RequestReceived) -> None:
+        """Start the handler of a request. Raises `RemoteProtocolError` for a message that is no request."""
+        message = decode_message(event.message)
+        if not isinstance(message.head, RequestHead):
+            raise Unexpected("a request stream carries another kind of message")
+        deadline = math.inf
+        if event.remaining_ms != NO_DEADLINE_MS:
+            deadline = trio.current_time() + event.remaining_ms / 1000
+        self._running[event.stream] = trio.CancelScope(deadline=deadline)
+        self._connection.start(self._serve, event.stream, message, deadline)
+
+    def take_notice(self, event: NoticeReceived) -> None:
+        """Queue a notice for its lane. Raises `RemoteProtocolError` for a message that is no notice."""
+        message = decode_message(event.message)
+        if not isinstance(message.head, NoticeHead):
+            raise Unexpected("a notice stream carries another kind of message")
+        size = len(event.message)
+        if self._queued_bytes + size > self._limits.max_queued_notice_bytes:
+            self._drop(message.head)
+            return
+        try:
+            self._lane(event.priority).send_nowait(_Notice(message, size))
+        except trio.WouldBlock:
+            self._drop(message.head)
+        else:
+            self._queued_bytes += size
+
+    def cancel(self, event: RequestCancelled) -> None:
+        """Nobody waits for this answer any more."""
+        scope = self._running.get(event.stream)
+        if scope is not None:
+            scope.cancel()
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    async def _serve(self, stream: int, message: Message, deadline: float) -> None:
+        scope = self._running[stream]
+        try:
+            with scope:
+                buffers = await self._answer(message, deadline)
+                self._session.send_response(stream, buffers)
+            if scope.cancelled_caught:
+                # a no-op where the peer itself cancelled; else the caller's time is over and the stream ends
+                self._session.reset(stream, ResetCode.DEADLINE)
+        finally:
+            del self._running[stream]
+            self._has_ended.set()
+            self._connection.wake()
+
+    async def _answer(self, message: Message, deadline: float) -> list[Buffer]:
+        """The handler's reply, or a refusal, as buffers that the peer takes."""
+        try:
+            reply = await self._handle(message, deadline) or Reply()
+        except Refused as refusal:
+            return self._refuse(refusal.code, refusal.message)
+        except RemoteProtocolError as error:  # the handler could not read the body
+            return self._refuse(error.code, str(error))
+        except CallError as error:  # the handler asked another node, in vain
+            return self._refuse("upstream_failed", str(error))
+        buffers = encode_message(ReplyHead(body=reply.body), reply.tensors, codec=reply.codec)
+        size, limit = sum(len(buffer) for buffer in buffers), self._session.longest(Role.RESPONSE)
+        if size > limit:
+            return self._refuse("too_large", f"the answer is {size} bytes; the caller takes {limit}")
+        self._counters.calls_served += 1
+        return buffers
+
+    def _refuse(self, code: str, message: str) -> list[Buffer]:
+        self._counters.calls_refused += 1
+        return encode_message(RefusalHead(code=code, message=message[:MAX_REFUSAL_CHARACTERS]))
+
+    async def _handle(self, message: Message, deadline: float) -> Reply | None:
+        assert isinstance(message.head, RequestHead | NoticeHead)
+        peer = self._connection.peer
+        assert peer is not None  # messages come only after the session was registered
+        handler = self._handlers.get(message.head.method)
+        if handler is None:
+            raise Refused("unknown_method", f"this node does not serve {message.head.method!r}")
+        check_decoded_size(message.tensors, self._session.limits.max_message_bytes)
+        tensors = tuple(decode_tensor(tensor) for tensor in message.tensors)
+        call = Call(peer, message.head.method, message.head.body, tensors, message.tensors, deadline)
+        return await handler(call)
+
+    # -- notices ---------------------------------------------------------------------------------------------------
+
+    def _lane(self, priority: Priority) -> trio.MemorySendChannel[_Notice]:
+        """The queue of this priority, with its task; both start with the first notice.
+
+        The session's reader writes it, `_run_lane` reads it; full, `take_notice` drops the newest.
+        """
+        if priority not in self._lanes:
+            self._lanes[priority], receive = trio.open_memory_channel[_Notice](self._limits.max_queued_notices)
+            self._connection.start(self._run_lane, receive)
+        return self._lanes[priority]
+
+    async def _run_lane(self, receive: trio.MemoryReceiveChannel[_Notice]) -> None:
+        async for notice in receive:
+            self._queued_bytes -= notice.size
+            try:
+                await self._handle(notice.message, math.inf)
+            except Refused as refusal:
+                self._count_bad_notice(notice, refusal.code)
+            except RemoteProtocolError as error:
+                self._count_bad_notice(notice, error.code)
+            except CallError as error:  # another node failed its handler; this peer is not to blame
+                logger.debug("notice.unanswered", reason=str(error))
+
+    def _count_bad_notice(self, notice: _Notice, code: str) -> None:
+        assert isinstance(notice.message.head, NoticeHead)
+        self._counters.notices_refused += 1
+        self._bad_notices += 1
+        logger.debug("notice.refused", method=notice.message.head.method, code=code)
+        if self._bad_notices > MAX_BAD_NOTICES:
+            raise Unexpected(f"more than {MAX_BAD_NOTICES} notices were refused")
+
+    def _drop(self, head: NoticeHead) -> None:
+        self._counters.notices_dropped += 1
+        logger.debug("notice.dropped", method=head.method)
