@@ -30,12 +30,14 @@ from moed.consensus.rounds import (
 )
 from moed.consensus.transactions import Body, SignedTransaction, decode_transaction, sign_transaction
 from moed.consensus.transition import Executed, Head
+from moed.consensus.turns import power_of
 from moed.protocol.codec import Record, convert_record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
+from .network.calls import Call, Handler, Refused, Reply
 from .network.errors import CallError
-from .network.peers import Call, Handler, Peer, Peers, Priority, Refused, Reply
+from .network.peers import Peer, Peers, Priority
 from .signer import Signer
 from .store import Store
 
@@ -127,6 +129,11 @@ class Chain:
     @property
     def height(self) -> int:
         return self.head.height
+
+    @property
+    def is_validator(self) -> bool:
+        """Whether our key signs blocks now."""
+        return self._signer is not None and power_of(self.head.validators, self._identity.public_key) > 0
 
     async def wait_block(self) -> int:
         """Wait for the next final block; returns its height."""
@@ -364,7 +371,7 @@ class Chain:
                 executed = self.head.execute(block)
             except RuleBroken as error:
                 logger.warning("chain.sync_refused", peer=batch.peer.node_id.hex(), reason=str(error))
-                await batch.peer.close("sent a block that is not final")
+                batch.peer.drop()
                 break
             await self._commit(executed, commit)
         batch.done.set()

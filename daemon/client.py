@@ -95,6 +95,7 @@ class Client:
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH_BYTES:
             raise self._unreachable(f"its path is longer than {MAX_SOCKET_PATH_BYTES} bytes")
         connection = _UnixConnection(self.socket_path, timeout_s)
+        headers = {**headers, "Connection": "close"}  # then the end of the answer closes the socket too
         data = None if body is None else json.dumps(body).encode()
         if data is not None:
             headers = {**headers, "Content-Type": "application/json"}

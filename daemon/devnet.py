@@ -25,11 +25,10 @@ from moed.consensus.params import CREDIT, DEVNET
 from moed.protocol.identity import Identity
 
 from .client import Client
-from .config import ExpertSection
 from .config_example import write_default
 from .errors import ConfigError, DaemonRefused, DaemonUnreachable, NodeError
 from .home import Home, write_genesis
-from .keystore import create_key
+from .keystore import create_identity
 
 DOMAINS = ("prose", "python", "tables", "c", "html")
 STAKE = 100_000 * CREDIT
@@ -151,7 +150,7 @@ class Devnet:
         for (role, number), port in zip(roles, ports, strict=True):
             home = Home(self.folder / f"{role}-{number}")
             home.folder.mkdir(parents=True, mode=0o700)
-            identities.append(create_key(home.key))
+            identities.append(create_identity(home.key))
             domain = next(domains) if role == "miner" else None
             self.nodes.append(Node(f"{role}-{number}", role, home, port, domain))
         genesis = _genesis(identities, stakes_of(validators))
@@ -166,14 +165,14 @@ class Devnet:
 
     def _configure(self, node: Node) -> None:
         bootstrap = [] if node is self.nodes[0] else [f"127.0.0.1:{self.nodes[0].port}"]
-        values = {
-            "node.role": node.role,
-            "node.port": node.port,
-            "node.listen": "127.0.0.1",
-            "node.bootstrap": bootstrap,
-        }
-        experts = [ExpertSection(name=node.domain, domain=node.domain)] if node.domain else []
-        write_default(node.home.config, values, experts=experts)
+        write_default(
+            node.home.config,
+            role=node.role,
+            port=node.port,
+            domain=node.domain,
+            listen="127.0.0.1",
+            bootstrap=bootstrap,
+        )
 
     def load(self) -> list[Node]:
         """The nodes that `create` made in this folder, if it did."""
@@ -321,7 +320,10 @@ class Devnet:
     def complete(self, prompt: str) -> dict[str, Any]:
         """One completion through the mixture, asked of the first validator."""
         client = self.nodes[0].client(timeout_s=120.0)
-        return client.post("/v1/complete", {"prompt": prompt, "max_bytes": COMPLETION_BYTES, "temperature": 0.0})
+        answer: dict[str, Any] = client.post(
+            "/v1/complete", {"prompt": prompt, "max_bytes": COMPLETION_BYTES, "temperature": 0.0}
+        )
+        return answer
 
 
 def run(

@@ -6,13 +6,13 @@ the peer itself; the directory keeps the newest of each peer for everybody else 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
 import trio
-from moed.protocol.addresses import Address
 
+from moed.protocol.addresses import Address
 from moed.protocol.errors import Malformed
 from moed.protocol.identity import NodeId
 from moed.protocol.records import PeerRecord
@@ -45,24 +45,22 @@ class Known:
 class Discovery:
     """Keeps our record published and sessions open to the peers that the DHT names.
 
-    ``describe`` makes our record anew: addresses, roles, capacity, experts, load. ``topics`` are entered
-    beside `TOPIC_HERE`.
+    ``describe`` makes our record anew (addresses, roles, capacity, experts, load) and ``topics`` are entered beside
+    `TOPIC_HERE`; whoever starts it sets both before `run`.
     """
+
+    describe: Callable[[], PeerRecord]
+    topics: tuple[str, ...] = ()
 
     def __init__(
         self,
         dht: Dht,
         peers: Peers,
         me: NodeId,
-        *,
-        describe: Callable[[], Awaitable[PeerRecord]],
-        topics: tuple[str, ...] = (),
     ) -> None:
         self._dht = dht
         self._peers = peers
         self._me = me
-        self._describe = describe
-        self._topics = (TOPIC_HERE, *topics)
         self._directory: dict[NodeId, Known] = {}
 
     @property
@@ -72,8 +70,8 @@ class Discovery:
 
     async def publish(self) -> None:
         """Publish our record and enter our topics now."""
-        accepted = await self._dht.publish_peer(await self._describe())
-        for topic in self._topics:
+        accepted = await self._dht.publish_peer(self.describe())
+        for topic in (TOPIC_HERE, *self.topics):
             await self._dht.announce(topic)
         logger.debug("discovery.published", accepted_by=accepted)
 

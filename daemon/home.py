@@ -13,8 +13,9 @@ from moed.protocol.identity import Identity
 
 from . import places
 from .config_example import write_default
+from .config_sections import DEFAULT_PORT
 from .errors import ConfigError, GenesisError
-from .keystore import create_key
+from .keystore import create_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +117,12 @@ def initialise(
         if path.exists():
             raise ConfigError(f"{path} exists already", "use it as it is, or choose another --home")
     genesis = read_genesis(genesis_file) if genesis_file is not None else None
-    values: dict[str, object] = {"node.role": role, "node.bootstrap": list(bootstrap)}
-    if port is not None:
-        values["node.port"] = port
     try:
         home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"cannot make {home.folder}: {error.strerror}", "choose another --home") from error
-    write_default(home.config, values)
-    identity = create_key(home.key)
+    write_default(home.config, role=role, port=port or DEFAULT_PORT, bootstrap=list(bootstrap))
+    identity = create_identity(home.key)
     if genesis is None:
         genesis = solo_genesis(identity)
     write_genesis(home.genesis, genesis)

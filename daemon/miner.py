@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-import numpy as np
 import structlog
 import trio
 from msgspec import Meta
@@ -13,11 +12,12 @@ from msgspec import Meta
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.state import read_account, read_totals
 from moed.consensus.transactions import Register
-from moed.models.errors import ExpertError
+from moed.models.errors import ExpertError, RequestRefused
 from moed.protocol.codec import Record, convert_record
+from moed.protocol.tensors import Codec
 
 from .chain import Chain
-from .network.peers import Call, Handler, Refused, Reply
+from .network.calls import Call, Handler, Refused, Reply
 from .runtime import Runtime
 
 logger = structlog.get_logger()
@@ -75,14 +75,14 @@ class Miner:
                 stake_share=self._stake_share(call.peer.public_key),
                 deadline=call.deadline,
             )
-        except ExpertError as error:
+        except (ExpertError, RequestRefused) as error:
             raise Refused(error.code, str(error)) from error
-        if request.codec == "float16":
-            answer = answer.astype(np.float16)
-        return Reply({"load": self._runtime.load}, [answer])
+        codec = Codec.FLOAT16 if request.codec == "float16" else Codec.NONE
+        return Reply({"queue_delay_ms": self._runtime.load().queue_delay_ms}, [answer], codec)
 
-    async def _info(self, call: Call) -> Reply:
-        return Reply([expert.as_dict() for expert in self._runtime.experts()])
+    async def _info(self, _call: Call) -> Reply:
+        load = self._runtime.load()
+        return Reply([{name: getattr(one, name) for name in one.__slots__} for one in load.experts])
 
     def _stake_share(self, public_key: bytes) -> float:
         state = self._chain.head.state

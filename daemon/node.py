@@ -7,20 +7,20 @@ store closes last. Nothing is caught here: a bug in a service stops the process,
 from __future__ import annotations
 
 import errno
+import gc
 import socket as stdlib_socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
 import trio
 
-from moed.consensus.state import read_neuron
-from moed.protocol.identity import Identity
+from moed.protocol.addresses import Address
+from moed.protocol.identity import Identity, NodeId
 from moed.protocol.queries import Contact
-from moed.protocol.records import PeerRecord, format_address
+from moed.protocol.records import PeerRecord
 
 from .chain import Chain
 from .config import Config
@@ -28,19 +28,21 @@ from .control.server import ControlServer
 from .discovery import Discovery
 from .errors import NodeError, PortTaken
 from .home import Home
-from .logs import LogRing
+from .keystore import hold_identity
+from .log_ring import LogRing
+from .logs import configure_logging
 from .network.dht import Dht
-from .network.peers import Handler, Peer, Peers
+from .network.peers import Peers
 from .notify import Notifier
+from .roles import Role, Surroundings, take_role
 from .signer import Signer
 from .store import Store
 from .supervise import forever, stop_on_signal
-from .views import Mixture, NodeView
+from .views import NodeView
 
 logger = structlog.get_logger()
 
-JOIN_TIMEOUT_S = 10.0
-"""Longest wait for the DHT before a node counts as up but alone."""
+BACKLOG = 256
 REMEMBER_S = 60.0
 MAX_REMEMBERED = 200
 
@@ -50,23 +52,29 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@dataclass(slots=True)
-class Role:
-    """What a role adds to a node: methods for peers, services, a part of the record, a way to the mixture."""
+def run_node(config: Config) -> None:
+    """Run the node of a home until it is told to stop. Raises a `NodeError` for what the operator must mend."""
+    logs = configure_logging(config.log.level, config.log.format)
+    # The key's lock makes one daemon of one home, so nothing below has to ask whether it is alone.
+    with hold_identity(Home(config.home).key) as identity:
+        try:
+            trio.run(Node(config, identity, logs.ring).run)
+        except* NodeError as group:
+            raise _first(group) from None
 
-    handlers: Mapping[str, Handler]
-    services: Mapping[str, Callable[[], Awaitable[None]]]
-    topics: tuple[str, ...]
-    describe: Callable[[PeerRecord], PeerRecord]
-    mixture: Mixture
+
+def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 class Node:
-    """A node under one home. `run` it once; `stop` ends it in order."""
+    """A node of one home. `run` it once; `stop` ends it in order."""
 
-    def __init__(self, config: Config, log_ring: LogRing) -> None:
+    def __init__(self, config: Config, identity: Identity, log_ring: LogRing) -> None:
         self.config = config
-        self.home = Home(config.home)
+        self._identity = identity
+        self._home = Home(config.home)
         self._log_ring = log_ring
         self._stopping = trio.Event()
         self._notifier = Notifier()
@@ -77,33 +85,42 @@ class Node:
 
     async def run(self) -> None:
         """Run until `stop` or a signal. Raises a `NodeError` for what the operator must mend."""
-        identity = self.home.load_identity()
-        genesis = self.home.load_genesis()
-        async with trio.open_nursery() as watch, self._open_store(genesis) as store, self._bind() as (listener, udp):
-            await watch.start(stop_on_signal, self.stop)
-            await self._run_rings(identity, store, listener, udp)
-            watch.cancel_scope.cancel()
+        logger.info("node.starting", home=str(self.config.home), role=self.config.node.role)
+        genesis = self._home.load_genesis()
+        with Store(self._home.database, genesis) as store, self._bind() as (listener, udp):
+            async with trio.open_nursery() as signals:
+                await signals.start(stop_on_signal, self.stop)
+                chain = self._open_chain(store)
+                await self._run_rings(chain, store, listener, udp)
+                signals.cancel_scope.cancel()
+        logger.info("node.stopped", height=chain.height)
+
+    def _open_chain(self, store: Store) -> Chain:
+        head = store.load_head()
+        signer = Signer(self._identity, head.network_id, self._home.signed)
+        return Chain(head, store, self._identity, signer, now_ms=now_ms)
 
     async def _run_rings(
-        self, identity: Identity, store: Store, listener: trio.SocketListener, udp: trio.socket.SocketType
+        self, chain: Chain, store: Store, listener: trio.SocketListener, udp: trio.socket.SocketType
     ) -> None:
-        head = await trio.to_thread.run_sync(store.load_head)
-        network_id = head.network_id
-        signer = Signer(identity, network_id, self.home.signed)
-        chain = Chain(head, store, identity, signer, now_ms=now_ms)
-        remembered = [Contact(*row) for row in await trio.to_thread.run_sync(store.remembered_peers)]
-        dht = Dht(identity, network_id, remembered=remembered)
-        peers = Peers(identity, network_id, on_connected=chain.greet, on_disconnected=self._forget(chain))
-        discovery = Discovery(dht, peers, identity.node_id, describe=lambda: describe())
-        role = await self._take_role(chain, peers, discovery, identity)
-        discovery.enter_topics(role.topics)
-        peers.add_handlers({**chain.handlers(), **role.handlers})
-
-        async def describe() -> PeerRecord:
-            return role.describe(self._own_record(identity, chain))
-
+        network_id = chain.head.network_id
+        remembered = [
+            Contact(NodeId(node_id), host, port, float(seen)) for node_id, host, port, seen in store.remembered_peers()
+        ]
+        dht = Dht(self._identity, network_id, remembered=remembered)
+        peers = Peers(
+            self._identity,
+            network_id,
+            handlers=chain.handlers(),
+            on_connected=chain.greet,
+            on_disconnected=lambda peer: chain.forget(peer.node_id),
+        )
+        discovery = Discovery(dht, peers, self._identity.node_id)
+        role = take_role(Surroundings(self.config, self._identity, chain, peers, discovery))
+        gc.freeze()  # what was imported lives as long as the process; collections need not look at it again
+        peers.add_handlers(role.handlers)
         view = NodeView(
-            identity=identity,
+            identity=self._identity,
             role=self.config.node.role,
             chain=chain,
             store=store,
@@ -111,32 +128,102 @@ class Node:
             discovery=discovery,
             mixture=role.mixture,
             stop=self.stop,
-            describe=lambda: role.describe(self._own_record(identity, chain)),
+            describe=partial(self._describe, chain, role),
         )
+        discovery.describe = view.describe
+        discovery.topics = role.topics
         control = ControlServer(self.config.socket_path, view, self._log_ring)
 
         async with trio.open_nursery() as work:  # ends last
             await work.start(dht.run, udp)
-            await work.start(partial(chain.run, peers))
-            for name, service in role.services.items():
-                work.start_soon(forever, name, service)
-            work.start_soon(forever, "memory of peers", partial(self._remember, dht, store))
+            await work.start(chain.run, peers)
+            work.start_soon(forever, "memory of peers", partial(_remember, dht, store))
             async with trio.open_nursery() as requests:  # drains, with a deadline
                 async with trio.open_nursery() as doors:  # closes first
-                    await doors.start(peers.run, [listener])
-                    await doors.start(control.run)
-                    await self._join(dht)
+                    await doors.start(control.run, requests)
+                    await work.start(peers.run, [listener])
+                    for name, service in role.services.items():
+                        work.start_soon(forever, name, service)
+                    await dht.join(self.config.bootstrap)
                     work.start_soon(forever, "discovery", discovery.run)
                     doors.start_soon(forever, "watchdog", self._notifier.feed_watchdog)
                     view.is_ready = True
-                    self._notifier.ready(self._status(chain, dht))
-                    logger.info("node.ready", node_id=identity.node_id.hex(), height=chain.height)
+                    self._notifier.ready(f"{len(dht.contacts())} contacts, height {chain.height}")
+                    logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
                     await self._stopping.wait()
                     view.is_ready = False
                     self._notifier.stopping()
                     logger.info("node.stopping")
                     doors.cancel_scope.cancel()
                 requests.cancel_scope.deadline = trio.current_time() + self.config.node.grace_s
-            await dht.withdraw()
+                requests.start_soon(dht.withdraw)
             work.cancel_scope.cancel()
-        logger.info("node.stopped", height=chain.height)
+
+    def _describe(self, chain: Chain, role: Role) -> PeerRecord:
+        """Our record as it is now."""
+        roles: list[str] = [self.config.node.role]
+        if chain.is_validator:
+            roles.append("signer")
+        record = PeerRecord(
+            owner=self._identity.public_key, addresses=tuple(str(one) for one in self._addresses()), roles=tuple(roles)
+        )
+        return role.describe(record)
+
+    def _addresses(self) -> Iterator[Address]:
+        node = self.config.node
+        if node.advertise is not None:
+            yield Address(node.advertise, node.port)
+        elif node.listen not in ("0.0.0.0", "::"):  # noqa: S104  # compared with, not bound to
+            yield Address(node.listen, node.port)
+        else:
+            yield Address(_own_address(self.config.bootstrap), node.port)
+
+    @contextmanager
+    def _bind(self) -> Iterator[tuple[trio.SocketListener, trio.socket.SocketType]]:
+        """The port for TCP and UDP alike. Raises `PortTaken`."""
+        host, port = self.config.node.listen, self.config.node.port
+        family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+        tcp = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM)
+        udp = stdlib_socket.socket(family, stdlib_socket.SOCK_DGRAM)
+        with tcp, udp:
+            tcp.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+            for one, name in ((tcp, "TCP"), (udp, "UDP")):
+                if family == stdlib_socket.AF_INET6:
+                    one.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 0)
+                try:
+                    one.bind((host, port))
+                except OSError as error:
+                    raise _bind_error(error, name, host, port) from error
+            tcp.listen(BACKLOG)
+            for one in (tcp, udp):
+                one.setblocking(False)
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(tcp)), trio.socket.from_stdlib_socket(udp)
+
+
+def _bind_error(error: OSError, name: str, host: str, port: int) -> NodeError:
+    if error.errno == errno.EADDRINUSE:
+        return PortTaken(f"{name} port {port} of {host} is taken", "set another port under [node], or stop its owner")
+    if error.errno == errno.EACCES:
+        return PortTaken(f"{name} port {port} of {host} is not ours to take", "set a port over 1023 under [node]")
+    return PortTaken(f"cannot listen on {host} {name} port {port}: {error.strerror}", "set listen under [node]")
+
+
+async def _remember(dht: Dht, store: Store) -> None:
+    """Keep the DHT's contacts in the store, for a start at which every bootstrap is gone."""
+    while True:
+        await trio.sleep(REMEMBER_S)
+        contacts = dht.contacts()[:MAX_REMEMBERED]
+        rows = [(one.node_id, one.host, one.port, int(one.last_seen_s)) for one in contacts]
+        if rows:
+            await trio.to_thread.run_sync(store.remember_peers, rows)
+
+
+def _own_address(bootstraps: tuple[tuple[str, int], ...]) -> str:
+    """The address of the interface that leads to the network; no packet is sent for it."""
+    host, port = bootstraps[0] if bootstraps else ("192.0.2.1", 9)  # TEST-NET-1: only the route to it is asked
+    with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, port))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -9,7 +9,6 @@ import structlog
 import trio
 
 from .errors import ServiceEnded
-from .notify import Notifier
 
 logger = structlog.get_logger()
 
@@ -29,16 +28,3 @@ async def stop_on_signal(
         async for number in signals:
             logger.info("node.stop_asked", signal=signal.Signals(number).name)
             stop()
-
-
-async def feed_watchdog(notifier: Notifier) -> None:
-    """Tell the service manager that the event loop runs, three times in each of its periods, until cancelled.
-
-    The task lives in the loop that it vouches for: a loop that is stuck feeds nobody.
-    """
-    if notifier.watchdog_s is None:
-        await trio.sleep_forever()
-        return
-    while True:
-        notifier.watchdog()
-        await trio.sleep(notifier.watchdog_s / 3)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import codecs
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 import trio
-from msgspec import Meta
 
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.state import read_account, read_neuron, read_neurons
@@ -24,15 +23,18 @@ from moed.consensus.transactions import SetWeights
 from moed.models.errors import ModelRefused, NotEnoughAnswers
 from moed.models.evaluation import held_out_losses, held_out_plans
 from moed.models.generation import Completion, SamplingConfig
-from moed.models.validation import Plan, ValidatorBrain
-from moed.protocol.codec import Record, convert_record
+from moed.models.plans import Plan
+from moed.models.validation import ValidatorBrain
+from moed.protocol.codec import convert_record
 from moed.protocol.identity import NodeId
 
 from .chain import Chain, RunBlocking
 from .control.api import ControlRefused
 from .discovery import Discovery
+from .forwarding import CompletionRequest
+from .network.calls import Call, Handler, Refused, Reply
 from .network.errors import CallError
-from .network.peers import Call, Handler, Peers, Refused, Reply
+from .network.peers import Peers
 
 logger = structlog.get_logger()
 
@@ -60,15 +62,6 @@ class Candidate:
     node_id: NodeId
     public_key: bytes
     expert: str
-
-
-class CompletionRequest(Record, frozen=True, kw_only=True):
-    """Asks a validator for a continuation of ``prompt``."""
-
-    prompt: bytes
-    max_bytes: Annotated[int, Meta(ge=1, le=MAX_COMPLETION_BYTES)]
-    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
-    seed: int | None = None
 
 
 class Validator:
@@ -204,7 +197,8 @@ class Validator:
         except CallError as error:
             logger.info("validator.no_answer", uid=uid, reason=str(error))
             return None
-        return reply.tensors[0] if len(reply.tensors) == 1 else None
+        tensors = reply.tensors
+        return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], np.ndarray) else None
 
     # ranking
 
@@ -293,13 +287,13 @@ class Validator:
                     raise _nobody() from error
             answers = await self._ask(dict.fromkeys(route.uids, context[None]))
             try:
-                log_probs, shares, refused = self._brain.mix(route, answers, len(context))
+                mixed = self._brain.mix(route, context, answers)
             except NotEnoughAnswers as error:
                 raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
-            for uid, code in refused.items():
+            for uid, code in mixed.refused.items():
                 logger.warning("validator.answer_refused", uid=uid, code=code)
-            byte = completion.step(log_probs)
-            yield {"text": decoder.decode(bytes([byte]), final=completion.done), "experts": _by_text(shares)}
+            byte = completion.step(mixed.log_probs)
+            yield {"text": decoder.decode(bytes([byte]), final=completion.done), "experts": _by_text(mixed.weights)}
 
     async def _serve_completion(self, call: Call) -> Reply:
         """A completion for a peer that has no gate of its own."""
@@ -312,55 +306,6 @@ class Validator:
         except ControlRefused as error:
             raise Refused(error.code, error.message) from error
         return Reply(pieces)
-
-
-class RemoteMixture:
-    """The mixture of a node without a gate: the validator with the most stake that we have a session with."""
-
-    def __init__(self, chain: Chain, peers: Peers, *, deadline_s: float = 120.0) -> None:
-        self._chain = chain
-        self._peers = peers
-        self._deadline_s = deadline_s
-
-    async def complete(
-        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
-        body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
-        for neuron in sorted(self._validators(), key=lambda one: -one[1]):
-            peer = self._peers.get(neuron[0])
-            if peer is None:
-                continue
-            try:
-                reply = await peer.call("mixture.complete", body, deadline_s=self._deadline_s)
-            except CallError as error:
-                logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
-                continue
-            for piece in convert_record({"pieces": reply.body}, _Pieces).pieces:
-                yield {"text": piece.text, "experts": piece.experts}
-            return
-        raise ControlRefused(
-            503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
-        )
-
-    async def losses(self) -> dict[str, Any]:
-        """Only a validator can compare."""
-        raise ControlRefused(409, "not_a_validator", "this node has no gate to measure", "ask a validator's socket")
-
-    def _validators(self) -> Iterable[tuple[NodeId, int]]:
-        state = self._chain.head.state
-        for neuron in read_neurons(state):
-            if neuron.has_permit:
-                yield neuron.node_id, read_account(state, neuron.key).stake
-
-
-class _Piece(Record, frozen=True, kw_only=True):
-    text: str
-    experts: dict[str, float]
-
-
-class _Pieces(Record, frozen=True, kw_only=True):
-    pieces: tuple[_Piece, ...]
 
 
 def _by_text(shares: Mapping[int, float]) -> dict[str, float]:

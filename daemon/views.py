@@ -63,7 +63,7 @@ class NodeView:
         self._discovery = discovery
         self._mixture = mixture
         self._stop = stop
-        self._describe = describe
+        self.describe = describe
         self._started = time.monotonic()
         self.is_ready = False
 
@@ -134,14 +134,14 @@ class NodeView:
             }
             for record in self._records()
         ]
-        devices = [device for node in nodes for device in node["devices"]]
+        devices = [device for record in self._records() for device in record.devices]
         return {
             "nodes": nodes,
             "total": {
                 "nodes": len(nodes),
-                "devices": sum(device["count"] for device in devices),
-                "memory_bytes": sum(device["count"] * device["total_bytes"] for device in devices),
-                "matmul_flops_per_s": sum(device["count"] * device["matmul_flops_per_s"] for device in devices),
+                "devices": sum(device.count for device in devices),
+                "memory_bytes": sum(device.count * device.total_bytes for device in devices),
+                "matmul_flops_per_s": sum(device.count * device.matmul_flops_per_s for device in devices),
             },
         }
 
@@ -221,7 +221,7 @@ class NodeView:
 
     def _records(self) -> list[PeerRecord]:
         """Our own record and those of everybody found."""
-        return [self._describe(), *(known.record for known in self._discovery.directory.values())]
+        return [self.describe(), *(known.record for known in self._discovery.directory.values())]
 
 
 def _block_row(encoded: bytes, encoded_commit: bytes) -> dict[str, Any]:

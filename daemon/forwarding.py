@@ -1,0 +1,79 @@
+"""The mixture of a node without a gate: completions are forwarded to a validator that has one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Annotated, Any
+
+import structlog
+from msgspec import Meta
+
+from moed.consensus.state import read_account, read_neurons
+from moed.protocol.codec import Record, convert_record
+from moed.protocol.identity import NodeId
+
+from .chain import Chain
+from .control.answers import MAX_COMPLETION_BYTES
+from .control.api import ControlRefused
+from .network.errors import CallError
+from .network.peers import Peers
+
+logger = structlog.get_logger()
+
+
+class CompletionRequest(Record, frozen=True, kw_only=True):
+    """Asks a validator for a continuation of ``prompt``."""
+
+    prompt: bytes
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_COMPLETION_BYTES)]
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0
+    seed: int | None = None
+
+
+class ForwardedMixture:
+    """The mixture of a node without a gate: the validator with the most stake that we have a session with."""
+
+    def __init__(self, chain: Chain, peers: Peers, *, deadline_s: float = 120.0) -> None:
+        self._chain = chain
+        self._peers = peers
+        self._deadline_s = deadline_s
+
+    async def complete(
+        self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
+        body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
+        for neuron in sorted(self._validators(), key=lambda one: -one[1]):
+            peer = self._peers.get(neuron[0])
+            if peer is None:
+                continue
+            try:
+                reply = await peer.call("mixture.complete", body, deadline_s=self._deadline_s)
+            except CallError as error:
+                logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
+                continue
+            for piece in convert_record({"pieces": reply.body}, _Pieces).pieces:
+                yield {"text": piece.text, "experts": piece.experts}
+            return
+        raise ControlRefused(
+            503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
+        )
+
+    async def losses(self) -> dict[str, Any]:
+        """Only a validator can compare."""
+        raise ControlRefused(409, "not_a_validator", "this node has no gate to measure", "ask a validator's socket")
+
+    def _validators(self) -> Iterable[tuple[NodeId, int]]:
+        state = self._chain.head.state
+        for neuron in read_neurons(state):
+            if neuron.has_permit:
+                yield neuron.node_id, read_account(state, neuron.key).stake
+
+
+class _Piece(Record, frozen=True, kw_only=True):
+    text: str
+    experts: dict[str, float]
+
+
+class _Pieces(Record, frozen=True, kw_only=True):
+    pieces: tuple[_Piece, ...]

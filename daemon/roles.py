@@ -1,0 +1,215 @@
+"""What each role adds to a node; torch comes into memory here, and only for a role that computes."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from moed.protocol.identity import Identity
+from moed.protocol.records import DeviceSummary, ExpertSummary, PeerRecord
+
+from .chain import Chain
+from .config import Config
+from .config_sections import ExpertSection
+from .discovery import Discovery
+from .errors import ConfigError
+from .forwarding import ForwardedMixture
+from .home import Home
+from .network.calls import Handler
+from .network.peers import Peers
+from .views import Mixture
+
+if TYPE_CHECKING:
+    from moed.models.capacity import DeviceCapacity
+    from moed.models.corpora import Corpus
+    from moed.models.hosting import HostedExpert
+
+logger = structlog.get_logger()
+
+TOPIC_EXPERT = "expert:text.next"
+MEASURED_ROWS = 16
+MEASURED_BYTES = 128
+
+
+def _as_it_is(record: PeerRecord) -> PeerRecord:
+    return record
+
+
+@dataclass(slots=True)
+class Role:
+    """What a role adds: methods for peers, services, topics, its part of our record, and a way to the mixture."""
+
+    mixture: Mixture
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    services: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    topics: tuple[str, ...] = ()
+    describe: Callable[[PeerRecord], PeerRecord] = _as_it_is
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every role is given of the node."""
+
+    config: Config
+    identity: Identity
+    chain: Chain
+    peers: Peers
+    discovery: Discovery
+
+
+def take_role(node: Surroundings) -> Role:
+    """Prepare the role that the configuration names; loads and measures models, so it takes seconds.
+
+    Raises `ConfigError` for a model or a text that cannot be had.
+    """
+    if node.config.node.role == "miner":
+        return _miner(node)
+    if node.config.node.role == "validator":
+        return _validator(node)
+    return Role(mixture=ForwardedMixture(node.chain, node.peers))
+
+
+def _miner(node: Surroundings) -> Role:
+    from moed.models.capacity import measure_devices, measure_expert
+
+    from .miner import Miner
+    from .runtime import Runtime, RuntimeConfig
+
+    _prepare_torch(node.config)
+    hosted = [_open_expert(section, node.config) for section in node.config.experts]
+    devices = measure_devices()
+    rates = {
+        one.name: measure_expert(one.trainer.averaged, rows=MEASURED_ROWS, length=MEASURED_BYTES).forwards_per_s
+        for one in hosted
+    }
+    share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
+    runtime = Runtime(hosted, RuntimeConfig(training_share=share))
+    miner = Miner(node.chain, runtime, node.identity.public_key)
+    domains = {section.name: section.domain or "files" for section in node.config.experts}
+
+    def describe(record: PeerRecord) -> PeerRecord:
+        load = runtime.load()
+        experts = tuple(
+            ExpertSummary(
+                name=one.name,
+                kind=one.expert.spec.kind,
+                domain=domains[one.name],
+                batch_limit=one.limit.max_rows,
+                forwards_per_s=rates[one.name],
+                queue_delay_ms=load.queue_delay_ms,
+            )
+            for one in hosted
+        )
+        waiting = load.waiting_rows / sum(one.limit.max_rows for one in hosted)
+        return msgspec.structs.replace(record, devices=_devices(devices), experts=experts, load=waiting)
+
+    logger.info("miner.prepared", experts=[one.name for one in hosted], devices=[device.name for device in devices])
+    return Role(
+        mixture=ForwardedMixture(node.chain, node.peers),
+        handlers=miner.handlers(),
+        services={"miner": miner.run},
+        topics=(TOPIC_EXPERT,),
+        describe=describe,
+    )
+
+
+def _validator(node: Surroundings) -> Role:
+    from moed.models.capacity import measure_devices
+    from moed.models.gate import GateConfig
+    from moed.models.plans import ValidatorConfig
+    from moed.models.validation import ValidatorBrain
+
+    from .validator import Validator
+
+    _prepare_torch(node.config)
+    section = node.config.validator
+    gate = GateConfig(k=section.top_k)
+    try:
+        settings = ValidatorConfig(
+            gate=gate, rows=section.batch_rows, length=section.sequence_bytes, probe_every=section.probe_every
+        )
+    except ValueError as error:
+        raise ConfigError(f"[validator]: {error}", "correct it in the configuration") from error
+    # the stream is private: a miner that knew the seed would know what it will be asked
+    brain = ValidatorBrain(_validation_texts(node.config), settings, seed=secrets.randbits(63))
+    devices = measure_devices()
+    validator = Validator(node.chain, node.peers, node.discovery, brain, node.identity.public_key)
+
+    def describe(record: PeerRecord) -> PeerRecord:
+        return msgspec.structs.replace(record, devices=_devices(devices))
+
+    return Role(
+        mixture=validator,
+        handlers=validator.handlers(),
+        services={"validator": validator.run},
+        describe=describe,
+    )
+
+
+def _prepare_torch(config: Config) -> None:
+    import torch
+
+    torch.set_num_threads(config.compute.torch_threads)
+
+
+def _open_expert(section: ExpertSection, config: Config) -> HostedExpert:
+    from moed.models.errors import ModelRefused
+    from moed.models.experts import ExpertSpec
+    from moed.models.hosting import open_hosted
+    from moed.models.training import TrainingConfig
+
+    own = ":" in section.model
+    spec = ExpertSpec(
+        name=section.name,
+        model="" if own else section.model,
+        factory=section.model if own else None,
+        options=section.options,
+        max_rows=section.max_rows,
+        max_length=section.max_sequence_bytes,
+    )
+    folder = Home(config.home).experts
+    folder.mkdir(mode=0o700, exist_ok=True)
+    corpus = _corpus(section.domain, config.text_files(section.files))
+    try:
+        return open_hosted(spec, corpus, TrainingConfig(), folder, seed=secrets.randbits(31))
+    except ModelRefused as error:
+        raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
+
+
+def _validation_texts(config: Config) -> list[Corpus]:
+    from moed.models.corpora import available_domains
+
+    files = config.text_files(config.validator.files)
+    own = [_corpus(None, files)] if files else []
+    domains = config.validator.domains or (() if files else available_domains())
+    return own + [_corpus(domain, ()) for domain in domains]
+
+
+def _corpus(domain: str | None, files: tuple[Path, ...]) -> Corpus:
+    from moed.models.corpora import load_corpus
+    from moed.models.errors import CorpusUnavailable
+
+    try:
+        return load_corpus(domain or "files", files)
+    except CorpusUnavailable as error:
+        raise ConfigError(str(error), "correct it in the configuration") from error
+
+
+def _devices(measured: tuple[DeviceCapacity, ...]) -> tuple[DeviceSummary, ...]:
+    return tuple(
+        DeviceSummary(
+            kind=device.kind,
+            name=device.name,
+            total_bytes=device.memory_total_bytes,
+            free_bytes=device.memory_free_bytes,
+            matmul_flops_per_s=max(device.matmul_flops_per_s.values(), default=0),
+            copy_bytes_per_s=device.copy_bytes_per_s,
+        )
+        for device in measured
+    )

@@ -1,0 +1,82 @@
+"""Real processes agree on one chain, come back from a kill, and end in order."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from moed.consensus.params import ChainParams
+from moed.daemon.devnet import free_ports
+from moed.daemon.home import Home
+from support.daemons import Daemon, make_network, run_moed, running, wait_until
+
+FAST = ChainParams(block_interval_ms=200, tempo=10, timeout_propose_ms=1_000, timeout_vote_ms=500)
+
+
+def test_a_node_alone_is_a_network_of_one(tmp_path: Path) -> None:
+    """`moed init` and `moed run` are enough: ready, final blocks, a clean end, a chain that verifies."""
+    home = tmp_path / "home"
+    made = run_moed("init", "--home", str(home), "--port", str(free_ports(1)[0]))
+    assert made.returncode == 0, made.stderr
+    daemon = Daemon(Home(home))
+    with running(daemon):
+        status = daemon.wait_ready()
+        assert (status["role"], status["uid"], status["peers"]) == ("follower", 0, 0)
+        daemon.wait_height(1)
+        started = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - started < 5
+    verified = run_moed("chain", "verify", "--home", str(home), "--json")
+    assert verified.returncode == 0, verified.stderr
+    assert json.loads(verified.stdout)["height"] >= 1
+
+
+def test_three_nodes_find_each_other_and_agree(tmp_path: Path) -> None:
+    """Two validators and a follower, one bootstrap address: everybody meets everybody, all roots are equal."""
+    daemons = make_network(tmp_path, (60, 40), others=1, params=FAST)
+    with running(*daemons):
+        for daemon in daemons:
+            daemon.wait_ready()
+        wait_until("everybody to meet", lambda: all((one.status() or {}).get("peers") == 2 for one in daemons))
+        height = 15
+        for daemon in daemons:
+            daemon.wait_height(height)
+        assert len({daemon.state_root_at(height) for daemon in daemons}) == 1
+        assert [daemon.stop() for daemon in daemons] == [0, 0, 0]
+    for daemon in daemons:
+        assert run_moed("chain", "verify", "--home", str(daemon.home.folder)).returncode == 0
+
+
+def test_a_killed_validator_comes_back_and_agrees(tmp_path: Path) -> None:
+    """`kill -9` of one of three validators: the others go on, it syncs after the restart, all roots are equal."""
+    daemons = make_network(tmp_path, (40, 35, 25), params=FAST)
+    victim = daemons[2]
+    with running(*daemons):
+        for daemon in daemons:
+            daemon.wait_height(5)
+        victim.kill()
+        before = daemons[0].wait_ready()["height"]
+        daemons[0].wait_height(before + 10)
+        victim.start()
+        victim.wait_height(before + 10)
+        height = victim.wait_height(before + 15)["height"]
+        for daemon in daemons:
+            daemon.wait_height(height)
+        assert len({daemon.state_root_at(height) for daemon in daemons}) == 1
+
+
+def test_the_chain_waits_for_two_thirds_and_goes_on(tmp_path: Path) -> None:
+    """With 40 per cent gone nothing becomes final; when it returns, after kill and restart, the chain goes on."""
+    daemons = make_network(tmp_path, (60, 40), params=FAST)
+    with running(*daemons):
+        for daemon in daemons:
+            daemon.wait_height(3)
+        daemons[1].kill()
+        height = daemons[0].wait_ready()["height"]
+        time.sleep(1.5)
+        assert daemons[0].wait_ready()["height"] <= height + 1
+        daemons[1].start()
+        for daemon in daemons:
+            daemon.wait_height(height + 5)
+        assert len({daemon.state_root_at(height + 5) for daemon in daemons}) == 1
