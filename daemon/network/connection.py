@@ -7,6 +7,7 @@ its traceback, counted, and ends only this connection.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
@@ -99,7 +100,8 @@ class Connection:
         self._wake = trio.Event()
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
-        self._is_sending = False
+        self._unsent: deque[memoryview] = deque()
+        self._is_cut = False  # a message may have been sent in part: nothing can follow it
         self._is_retiring = False
         self._ping_sent_at: dict[int, float] = {}  # at most the latest ping
         self._heard_at = 0.0
@@ -215,13 +217,28 @@ class Connection:
             raise _StreamBroken(str(error) or type(error).__name__) from error
 
     async def _send(self, buffers: Sequence[Buffer]) -> None:
+        self._unsent.extend(memoryview(buffer) for buffer in buffers)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Send what `_unsent` holds. Cancelled on a socket, it knows what is left, so a goodbye can still follow."""
         try:
-            self._is_sending = bool(buffers)
-            for buffer in buffers:
-                await self._stream.send_all(buffer)
+            while self._unsent:
+                first = self._unsent[0]
+                if isinstance(self._stream, trio.SocketStream):
+                    sent = await self._stream.socket.send(first)
+                else:
+                    self._is_cut = True
+                    await self._stream.send_all(first)
+                    self._is_cut = False
+                    sent = len(first)
+                if sent == len(first):
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = first[sent:]
         except _STREAM_ERRORS as error:
+            self._is_cut = True
             raise _StreamBroken(str(error) or type(error).__name__) from error
-        self._is_sending = False
 
     async def _write(self) -> None:
         while True:
@@ -256,10 +273,10 @@ class Connection:
         self.end("duplicate")
 
     async def _leave(self) -> None:
-        """Say goodbye if the stream is at a message's edge and the peer may listen, then close the stream."""
+        """Say goodbye if the stream still can and the peer may listen, then close the stream."""
         code = _GOODBYE.get(self.end_reason or "")
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.goodbye_s):
-            if code is not None and self.opened_at is not None and not self._is_sending:
+            if code is not None and self.opened_at is not None and not self._is_cut:
                 with suppress(_StreamBroken):  # the peer may be gone already
                     await self._say_goodbye(code)
         # With the scope's time used up `aclose` still closes, at once.
@@ -267,6 +284,7 @@ class Connection:
             await self._stream.aclose()
 
     async def _say_goodbye(self, code: GoodbyeCode) -> None:
+        await self._flush()
         self.session.goodbye(code)
         await self._send(self.session.data_to_send(trio.current_time()))
         if not isinstance(self._stream, trio.abc.HalfCloseableStream) or self.end_reason == "silent":
