@@ -28,6 +28,7 @@ from moed.consensus.rounds import (
     Step,
     Timeout,
 )
+from moed.consensus.state import read_account
 from moed.consensus.transactions import Body, SignedTransaction, decode_transaction, sign_transaction
 from moed.consensus.transition import Executed, Head
 from moed.consensus.turns import power_of
@@ -170,6 +171,12 @@ class Chain:
         """Run a blocking read of the store where it does not hold anybody up."""
         result: T = await self._run_blocking(function, *arguments)
         return result
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a transaction of ours waits for a block."""
+        mine = self._identity.public_key
+        return self.mempool.next_nonce(mine, self.head.state) > read_account(self.head.state, mine).nonce
 
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may send: method names and what takes them."""

@@ -20,12 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from moed.consensus.genesis import Genesis, GenesisAccount
 from moed.consensus.params import CREDIT, DEVNET
 from moed.protocol.identity import Identity
 
 from .client import Client
 from .config_example import write_default
+from .config_sections import ExpertSection
 from .errors import ConfigError, DaemonRefused, DaemonUnreachable, NodeError
 from .home import Home, write_genesis
 from .keystore import create_identity
@@ -169,7 +172,7 @@ class Devnet:
             node.home.config,
             role=node.role,
             port=node.port,
-            domain=node.domain,
+            experts=[_expert(node.domain)] if node.domain else [],
             listen="127.0.0.1",
             bootstrap=bootstrap,
         )
@@ -365,6 +368,11 @@ def _genesis(identities: Sequence[Identity], stakes: Sequence[int]) -> Genesis:
         for identity, stake in zip(identities, stakes, strict=False)
     ]
     return Genesis(name="devnet", created_ms=int(time.time() * 1000), params=DEVNET, accounts=tuple(accounts))
+
+
+def _expert(domain: str) -> ExpertSection:
+    """A small model of one domain that trains whenever nobody asks: a demonstration has little time."""
+    return msgspec.convert({"name": domain, "domain": domain, "training_share": 1.0}, ExpertSection)
 
 
 def _pid(node: Node) -> int | None:

@@ -55,7 +55,8 @@ class Miner:
         while True:
             state = self._chain.head.state
             is_synced = self._chain.height >= self._chain.best_known_height
-            if is_synced and read_account(state, self._public_key).uid is None:
+            is_unknown = read_account(state, self._public_key).uid is None
+            if is_synced and is_unknown and not self._chain.has_waiting:
                 try:
                     await self._chain.submit(Register())
                 except InvalidTransaction as error:
