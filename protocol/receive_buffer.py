@@ -22,9 +22,17 @@ class ReceiveBuffer:
         self._memory = memoryview(bytearray(SMALL_BUFFER_BYTES))
         self._start = 0  # what arrived and was not taken yet: _memory[_start:_end]
         self._end = 0
+        self._is_trim_due = False
 
     def space(self) -> memoryview:
-        """Where the next bytes may be written; never empty, because a message that is begun always fits."""
+        """Where the next bytes may be written; never empty, because a message that is begun always fits.
+
+        The memory stays in use until `received`: a read may be under way into it.
+        """
+        if self._is_trim_due:
+            self._is_trim_due = False
+            if self._start == self._end and len(self._memory) > SMALL_BUFFER_BYTES:
+                self._replace(SMALL_BUFFER_BYTES)
         return self._memory[self._end :]
 
     def received(self, count: int) -> None:
@@ -62,9 +70,9 @@ class ReceiveBuffer:
             self._start, self._end = 0, rest
 
     def trim(self) -> None:
-        """Give a large buffer back if nothing is in it."""
-        if self._start == self._end and len(self._memory) > SMALL_BUFFER_BYTES:
-            self._replace(SMALL_BUFFER_BYTES)
+        """Give a large buffer back, if nothing is in it, before the next `space`: not now, because a read may be
+        under way into the space that was given out last."""
+        self._is_trim_due = True
 
     def _replace(self, size: int) -> None:
         memory = memoryview(bytearray(size))
