@@ -235,8 +235,13 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, with one line on standard error for what went wrong."""
     try:
-        code = moectl.main(arguments, prog_name="moectl", standalone_mode=False)
+        # Not `moectl.main`: it ends a broken pipe with 1, which here means that the daemon refused.
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with moectl.make_context("moectl", given) as context:
+            moectl.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
     except click.UsageError as error:
         error.show()
         return EXIT_USAGE
@@ -249,7 +254,7 @@ def run(arguments: list[str] | None = None) -> int:
         # `moectl logs | head`: whoever read has enough. Python would complain again while it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
-    return code if isinstance(code, int) else EXIT_DONE
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -1,0 +1,282 @@
+"""`moectl` as a process: its verbs in JSON and in tables, its exit codes, how little it loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import structlog
+
+from moed.consensus.params import CREDIT
+from moed.daemon import ctl, tables
+from moed.daemon.client import Client
+from moed.daemon.control.api import ROUTES, Route
+from moed.daemon.errors import DaemonUnreachable
+from support.control_plane import daemon_thread
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in ("MOED_SOCKET", "XDG_RUNTIME_DIR")},
+    "PYTHONPATH": str(SOURCE),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home of a daemon that answers."""
+    folder = tmp_path_factory.mktemp("home")
+    with daemon_thread(folder / "moed.sock"):
+        yield folder
+
+
+def moectl(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run `moectl` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "moed.daemon.ctl", *arguments],
+        input=stdin, capture_output=True, text=True, timeout=30, env=ENVIRONMENT | environ,
+    )  # fmt: skip
+
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "status": (),
+    "peers": (),
+    "experts": (),
+    "rankings": (),
+    "chain": ("--limit", "2"),
+    "complete": ("The import sta", "--max-bytes", "4"),
+    "losses": (),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
+    """With --json: the daemon's own answer, in the shape that the API publishes."""
+    done = moectl("--home", str(home), verb, *VERBS[verb], "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    route: Route = next(route for route in ROUTES.values() if route.name == verb)
+    msgspec.convert(json.loads(done.stdout), route.answer, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("status", ["node        ", "role        validator, uid 0", "chain       height 5", "ready       yes"]),
+        ("peers", ["1 peers", "NODE        UID  ROLES      ADDRESS         DIALLED", "127.0.0.1:4700", "0.2 ms"]),
+        ("experts", ["2 experts", "prose", "python"]),
+        ("rankings", ["Miners after epoch 0 (height 5)", "BY 0", "Validators", "%"]),
+        ("chain", ["height      5", "HEIGHT", "TXS"]),
+        ("losses", ["BITS PER BYTE", "best single expert"]),
+    ],
+)  # fmt: skip
+def test_people_get_plain_tables_in_a_pipe(home: Path, verb: str, words: list[str]) -> None:
+    """Aligned, with units and short ids; no colours, no control characters."""
+    done = moectl("--home", str(home), verb, *VERBS[verb])
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_completion_is_printed_as_text(home: Path) -> None:
+    """The same letters as in the JSON answer; a dash reads the prompt from standard input."""
+    as_json = json.loads(moectl("--home", str(home), "complete", "The import sta", "--max-bytes", "4", "--json").stdout)
+    plain = moectl("--home", str(home), "complete", "The import sta", "--max-bytes", "4")
+    from_stdin = moectl("--home", str(home), "complete", "-", "--max-bytes", "4", stdin="The import sta")
+    assert plain.stdout == from_stdin.stdout == as_json["text"] + "\n"
+
+
+def test_logs_are_lines_for_people_or_programs(home: Path) -> None:
+    """Time, level, event, fields; with --json one object a line; the level is filtered by the daemon."""
+    structlog.get_logger().warning("disk.filled", path="/a b", free_bytes=7)
+    plain = moectl("--home", str(home), "logs", "-n", "1", "--level", "warning")
+    assert plain.stdout.split(" ", 1)[1] == "WARNING  disk.filled path='/a b' free_bytes=7\n"
+    told = [json.loads(line) for line in moectl("--home", str(home), "logs", "--json").stdout.splitlines()]
+    assert {"node.ready", "disk.filled"} <= {line["event"] for line in told}
+    after = moectl("--home", str(home), "logs", "--since", str(told[-1]["sequence"]))
+    assert after.stdout == ""
+
+
+def test_followed_logs_come_as_they_happen_and_end_with_the_daemon(tmp_path: Path) -> None:
+    """A line logged later is printed at once; when the daemon stops the command ends with 0."""
+    with daemon_thread(tmp_path / "moed.sock"):
+        command = [sys.executable, "-m", "moed.daemon.ctl", "--home", str(tmp_path), "logs", "-f"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as follower:
+            assert follower.stdout is not None
+            assert "node.ready" in follower.stdout.readline()
+            structlog.get_logger().info("block.final", height=6)
+            assert follower.stdout.readline().endswith("block.final height=6\n")
+            stopped = moectl("--home", str(tmp_path), "stop")
+            assert (stopped.returncode, stopped.stdout) == (0, "the daemon is stopping\n")
+            assert follower.wait(10) == 0
+    gone = moectl("--home", str(tmp_path), "status")
+    assert gone.returncode == 2
+
+
+def test_the_reader_of_a_pipe_may_leave(home: Path) -> None:
+    """``moectl logs -f | head -1`` ends without a complaint."""
+    for number in range(20):
+        structlog.get_logger().info("noise.made", number=number)
+    command = [sys.executable, "-m", "moed.daemon.ctl", "--home", str(home), "logs", "-f"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stderr is not None
+        writer.stdout.readline()
+        writer.stdout.close()
+        structlog.get_logger().info("noise.made", number=20)
+        assert writer.stderr.read() == ""
+        assert writer.wait(10) == 0
+
+
+# exit codes
+
+
+def test_a_refusal_exits_with_1(home: Path) -> None:
+    """The daemon's words and remedy on one line."""
+    done = moectl("--home", str(home), "capacity")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "moectl: nothing was measured yet (ask again in a minute)\n"
+
+
+def test_no_daemon_exits_with_2(tmp_path: Path) -> None:
+    """No socket, a dead socket, a place that no socket can have: one line that names the place."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    for path, reason in (
+        (tmp_path / "none.sock", "No such file or directory"),
+        (tmp_path / "dead.sock", "Connection refused"),
+        (tmp_path / ("x" * 120), "its path is longer than 107 bytes"),
+    ):
+        done = moectl("--socket", str(path), "status")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"moectl: no daemon answers on {path}: {reason} (start one")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("dance",),
+        ("status", "--jsno"),
+        ("chain", "--limit", "0"),
+        ("complete",),
+        ("--home", "/a", "--socket", "/b", "status"),
+        ("logs", "--level", "loud"),
+    ],
+)
+def test_wrong_usage_exits_with_3(arguments: tuple[str, ...]) -> None:
+    """Unknown verbs and options, values out of range, arguments that are missing or fight each other."""
+    done = moectl(*arguments)
+    assert done.returncode == 3
+    assert "Usage: moectl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_and_version_exit_with_0() -> None:
+    """Every verb's help ends with an example of that verb."""
+    assert moectl("--version").stdout.startswith("moectl, version ")
+    assert moectl("--help").returncode == 0
+    for name, command in ctl.moectl.commands.items():
+        with click.Context(command, info_name=name) as context:
+            shown = command.get_help(context)
+        assert "Example: " in shown
+        assert f" {name}" in shown.split("Example: ")[1]
+
+
+def test_the_environment_names_a_socket(home: Path) -> None:
+    """$MOED_SOCKET is used when no option says otherwise."""
+    assert moectl("status", "--json", MOED_SOCKET=str(home / "moed.sock")).returncode == 0
+
+
+# how it is made
+
+
+def test_it_loads_neither_torch_nor_trio(home: Path) -> None:
+    """A whole `status`, in JSON and as a table, without the heavy libraries in memory."""
+    script = (
+        "import sys; from moed.daemon.ctl import run\n"
+        "codes = [run(['--home', sys.argv[1], 'status', *more]) for more in ([], ['--json'])]\n"
+        "heavy = {'torch', 'trio', 'asyncio', 'numpy', 'structlog', 'msgspec', 'nacl', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'{codes} {heavy}' if heavy or any(codes) else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(home)], capture_output=True, text=True, timeout=30, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_credit_has_as_many_units_here_as_on_the_chain() -> None:
+    """The constant stands twice, because the chain's own would load what `moectl` must not."""
+    assert tables.UNITS_PER_CREDIT == CREDIT
+
+
+def test_names_from_strangers_cannot_drive_the_terminal() -> None:
+    """Escapes and line breaks in a cell are shown as text."""
+    assert tables.clean("\x1b[31mred\nrow") == "\\x1b[31mred\\nrow"
+    assert tables.clean("naïve ☃") == "naïve ☃"
+
+
+def test_a_terminal_gets_a_table_with_rules(home: Path) -> None:
+    """On a terminal rich draws it."""
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "moed.daemon.ctl", "--home", str(home), "rankings"],
+        stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "120"},
+    ) as process:  # fmt: skip
+        assert process.wait(20) == 0
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            more = os.read(master, 65536)
+        except OSError:  # a terminal whose last writer has left
+            break
+        if not more:
+            break
+        shown += more
+    os.close(master)
+    assert "────" in shown.decode()
+    assert "prose" in shown.decode()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.1 404 Not Found\r\n\r\n[1]"],
+)
+def test_a_strangers_socket_is_no_daemon(tmp_path: Path, reply: bytes) -> None:
+    """What answers there, but not as a daemon does, is said to be none."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "other.sock"))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(DaemonUnreachable):
+            Client(tmp_path / "other.sock").get("/v1/status")
+        thread.join(10)
+
+
+def test_a_daemon_that_says_nothing_is_given_up(tmp_path: Path) -> None:
+    """The wait for an answer is bounded."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "mute.sock"))
+        listener.listen()
+        with pytest.raises(DaemonUnreachable, match="no answer in time"):
+            Client(tmp_path / "mute.sock", timeout_s=0.1).get("/v1/status")
