@@ -121,6 +121,10 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _cell(value: Any) -> str:
     return "-" if value is None else str(value)
 
@@ -163,7 +167,7 @@ def peers_parts(peers: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[str,
         ]
         for peer in peers
     ]
-    return [Table(f"{len(rows)} peers", ("node", ">uid", "roles", "address", "dialled", ">round trip"), rows)]
+    return [Table(_counted(len(rows), "peer"), ("node", ">uid", "roles", "address", "dialled", ">round trip"), rows)]
 
 
 def experts_parts(experts: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[str, str]]:
@@ -181,7 +185,7 @@ def experts_parts(experts: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[
         for expert in experts
     ]
     heads = (">uid", "node", "name", "kind", "domain", ">forwards", ">queue")
-    return [Table(f"{len(rows)} experts", heads, rows)]
+    return [Table(_counted(len(rows), "expert"), heads, rows)]
 
 
 def capacity_parts(capacity: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:

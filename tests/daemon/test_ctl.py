@@ -70,7 +70,7 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
     ("verb", "words"),
     [
         ("status", ["node        ", "role        validator, uid 0", "chain       height 5", "ready       yes"]),
-        ("peers", ["1 peers", "NODE        UID  ROLES      ADDRESS         DIALLED", "127.0.0.1:4700", "0.2 ms"]),
+        ("peers", ["1 peer\n", "NODE        UID  ROLES      ADDRESS         DIALLED", "127.0.0.1:4700", "0.2 ms"]),
         ("experts", ["2 experts", "prose", "python"]),
         ("rankings", ["Miners after epoch 0 (height 5)", "BY 0", "Validators", "%"]),
         ("chain", ["height      5", "HEIGHT", "TXS"]),
