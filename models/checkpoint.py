@@ -1,8 +1,8 @@
 """Tensors to one file and back: atomic, hashed by content, and nothing in the file is ever executed.
 
-Layout: ``MOEDCKP1``, the header's length (8 bytes, little-endian), the header (canonical CBOR), then each tensor's
-little-endian bytes end to end. The header holds the hash of every tensor, and the *content hash* is the tagged hash
-of the header: so it commits to everything, and is computed without holding a second copy of the weights.
+Layout: ``MOEDCKP1``, the content hash (32 bytes), the header's length (8 bytes, little-endian), the header (canonical
+CBOR), then each tensor's little-endian bytes end to end. The header holds the hash of every tensor, and the *content
+hash* is the tagged hash of the header: so it commits to everything, without a second copy of the weights in memory.
 
 A file is written beside its place under a temporary name, flushed to the disk, then renamed: whenever the process or
 the power dies, the name shows either the old content or the new one, whole.
@@ -93,17 +93,18 @@ def save_checkpoint(
         for name, buffer in buffers.items()
     )
     header = encode_record(Header(kind=kind, notes=dict(notes or {}), tensors=entries))
+    content_hash = tagged_hash(Domain.CHECKPOINT, header)
     # One fixed name: what a kill leaves behind is overwritten by the next save and never piles up.
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(MAGIC + len(header).to_bytes(8, "little") + header)
+        file.write(MAGIC + content_hash + len(header).to_bytes(8, "little") + header)
         for buffer in buffers.values():
             file.write(buffer)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)  # the rename itself is only on the disk after this
-    return tagged_hash(Domain.CHECKPOINT, header)
+    return content_hash
 
 
 def load_checkpoint(path: Path, kind: str) -> Checkpoint:
@@ -136,16 +137,17 @@ def set_aside(path: Path) -> Path:
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[Header, bytes]:
-    start = file.read(len(MAGIC) + 8)
-    length = int.from_bytes(start[len(MAGIC) :], "little")
-    if len(start) != len(MAGIC) + 8 or start[: len(MAGIC)] != MAGIC or length > MAX_HEADER_BYTES:
+    magic, content_hash, length = file.read(len(MAGIC)), file.read(32), int.from_bytes(file.read(8), "little")
+    if magic != MAGIC or length > MAX_HEADER_BYTES:
         raise CheckpointCorrupt(f"{path} is no checkpoint")
     encoded = file.read(length)
+    if tagged_hash(Domain.CHECKPOINT, encoded) != content_hash:
+        raise CheckpointCorrupt(f"{path}: its header is not the one that was written")
     try:
         header = decode_record(encoded, Header, max_bytes=MAX_HEADER_BYTES)
     except RemoteProtocolError as error:
         raise CheckpointCorrupt(f"{path}: its header does not parse: {error}") from error
-    return header, tagged_hash(Domain.CHECKPOINT, encoded)
+    return header, content_hash
 
 
 def _size_bytes(entry: TensorEntry, path: Path) -> int:

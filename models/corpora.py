@@ -11,7 +11,7 @@ Every CPython carries several kinds of text; each is a *domain*:
 A file is cut into blocks, and the hash of a block's content alone says which split the block belongs to. So two
 machines agree on what is held out without talking, and another Python version moves only the blocks that differ.
 Before the cut every passage that stood earlier in the domain is dropped: without that 42 % of the held-out windows
-of 100 bytes of prose and 84 % of those of tables stand word for word in the training text (measured), with it 0 %.
+of 100 bytes of prose and 84 % of those of tables stand word for word in the training text; with it none (measured).
 """
 
 from __future__ import annotations

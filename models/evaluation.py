@@ -13,8 +13,9 @@ from torch import Tensor
 from .errors import NotEnoughAnswers
 from .gate import choose, decision_scores
 from .mixture import mixture_bits, mixture_log_weights
+from .plans import Plan
 from .training import BITS_PER_NAT
-from .validation import Plan, ValidatorBrain
+from .validation import ValidatorBrain
 
 HELD_OUT_SEED = 2023  # the rows are the same for every validator and every run
 

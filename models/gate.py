@@ -10,7 +10,10 @@ fading sum of its log-probabilities of bytes up to t (prediction with expert adv
 "Tracking the best expert", 1998), added to the gate's scores with a trained weight and a trained rate of fading.
 
 The features are running means of learned vectors for hashed 1-, 2- and 3-grams (a bag of n-grams, as in fastText,
-Joulin et al., arXiv 1607.01759): linear, so a hundred small batches are enough to tell kinds of text apart.
+Joulin et al., arXiv 1607.01759). Answers are dear, and a hundred small batches of them are too few to learn the
+vectors of thousands of n-grams; but text costs nothing, and a validator knows which of its tasks a row is from. So
+the vectors also learn to tell the tasks apart, without asking anybody, and what the answers must teach is the few
+numbers of each miner's row.
 """
 
 from __future__ import annotations
@@ -56,12 +59,13 @@ class GateConfig(Record, frozen=True):
 class Gate(nn.Module):
     """Scores miners for text; one row of weights for each uid, added and removed as miners come and go."""
 
-    def __init__(self, config: GateConfig, uids: Iterable[int] = (), *, seed: int = 0) -> None:
+    def __init__(self, config: GateConfig, uids: Iterable[int] = (), *, task_count: int = 1, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.grams = nn.ModuleList(nn.Embedding(config.buckets, config.width) for _ in range(config.ngram_order))
+            self.tasks = nn.Linear(config.width, task_count)
         self.evidence_gain = nn.Parameter(torch.tensor(math.log(config.evidence_gain)))
         self.evidence_decay = nn.Parameter(torch.logit(torch.tensor(config.evidence_decay)))
         self.miners = nn.ParameterDict()
@@ -86,12 +90,19 @@ class Gate(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Bytes [B, T] to scores [B, T, K], K in the order of `uids`; position t reads bytes up to t only."""
+        weights = torch.stack([self.miners[str(uid)] for uid in self.uids])  # [K, W + 1]
+        return self._features(tokens) @ weights[:, :-1].T + weights[:, -1]
+
+    def task_scores(self, tokens: Tensor) -> Tensor:
+        """Bytes [B, T] to scores [B, T, tasks]: which of the validator's tasks the bytes so far are from."""
+        scores: Tensor = self.tasks(self._features(tokens))
+        return scores
+
+    def _features(self, tokens: Tensor) -> Tensor:
         keys = ngram_buckets(tokens, self.config.ngram_order, self.config.buckets)
         features: Tensor = sum(table(key) for table, key in zip(self.grams, keys, strict=True))
         seen = torch.arange(1, tokens.shape[1] + 1, device=tokens.device).unsqueeze(-1)
-        running = features.cumsum(dim=1) / seen  # [B, T, W]
-        weights = torch.stack([self.miners[str(uid)] for uid in self.uids])  # [K, W + 1]
-        return running @ weights[:, :-1].T + weights[:, -1]
+        return features.cumsum(dim=1) / seen  # [B, T, W]
 
     def evidence(self, target_log_probs: Tensor) -> Tensor:
         """What each member's record in the row adds to its score: [B, T, K] from its log-probabilities of the true

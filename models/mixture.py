@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .training import BITS_PER_NAT
 
+# Neighbouring bytes of a row tell nearly the same about its members: so many nats of its record count as one.
+FORESIGHT_SHARPNESS = 0.1
 # What knowing nothing costs: the loss of a byte that nobody answered for.
 UNIFORM_BITS = 8.0
 
@@ -29,6 +31,20 @@ def mixture_bits(scores: Tensor, target_log_probs: Tensor, answered: Tensor) -> 
     """
     log_weights = mixture_log_weights(scores, answered.unsqueeze(1).expand_as(scores))
     return (log_weights + target_log_probs).logsumexp(dim=-1) * -BITS_PER_NAT
+
+
+def foresight_loss(decision: Tensor, target_log_probs: Tensor, answered: Tensor, scored: Tensor) -> Tensor:
+    """How badly the scores at the decision point foresaw whose answers would be best, in bits per row.
+
+    decision [B, K], target_log_probs [B, T, K], answered bool [B, K], scored bool [B, T]. The cross-entropy to the
+    posterior that the row's scored bytes leave of the members, softened by `FORESIGHT_SHARPNESS`; only members that
+    answered are compared.
+    """
+    record = (target_log_probs * scored.unsqueeze(-1)).sum(dim=1) * FORESIGHT_SHARPNESS
+    posterior = record.masked_fill(~answered, -math.inf).softmax(dim=-1)
+    # A finite floor: minus infinity times a posterior of zero would not be zero.
+    foreseen = mixture_log_weights(decision, answered).masked_fill(~answered, 0.0)
+    return -(posterior * foreseen).sum(dim=-1).mean() * BITS_PER_NAT
 
 
 def mix_distributions(scores: Tensor, log_probs: Tensor) -> Tensor:

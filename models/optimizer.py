@@ -17,7 +17,7 @@ from moed.protocol.codec import Record
 
 
 class LearningRate(Record, frozen=True):
-    """Linear warm-up to ``peak``, constant until ``decay_from_step``, then falling with 1 / sqrt(step).
+    """Linear warm-up to ``peak``, constant until ``decay_from_step``, then falling with 1 / sqrt(step) to ``floor``.
 
     A miner trains for as long as it serves, so nothing here depends on a last step.
     """
@@ -25,11 +25,13 @@ class LearningRate(Record, frozen=True):
     peak: float
     warmup_steps: int = 20
     decay_from_step: int = 200
+    floor: float = 0.0
 
     def at(self, step: int) -> float:
         """The rate of the 1-based ``step``."""
         warm = min(1.0, step / max(1, self.warmup_steps))
-        return self.peak * warm * math.sqrt(min(1.0, self.decay_from_step / max(1, step)))
+        decayed = self.peak * math.sqrt(min(1.0, self.decay_from_step / max(1, step)))
+        return warm * max(decayed, self.floor)
 
 
 @dataclass(slots=True)

@@ -12,87 +12,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from moed.protocol.codec import Record
-
-from .answers import ReadAnswers, read_answer, read_answers
+from .answers import ReadAnswers, read_answers
 from .corpora import Corpus, Split, Tokens
 from .decoys import DecoyWatch, plant_decoys
-from .errors import CheckpointCorrupt, InvalidAnswer, NotEnoughAnswers, PeekedAhead
-from .gate import Gate, GateConfig, choose, decision_scores
-from .mixture import UNIFORM_BITS, coalition_bits, mix_distributions, mixture_bits, mixture_log_weights
-from .optimizer import Adam, LearningRate, clip_gradients
+from .errors import CheckpointCorrupt, NotEnoughAnswers, PeekedAhead
+from .gate import Gate, choose, decision_scores
+from .mixture import UNIFORM_BITS, coalition_bits, foresight_loss, mix_distributions, mixture_bits, mixture_log_weights
+from .optimizer import Adam, clip_gradients
+from .plans import LearnReport, Mixed, Plan, Purpose, Route, ValidatorConfig
 from .scoring import Coalitions, Floats, ScoreBook, integer_weights, shapley
-
-Purpose = Literal["route", "probe"]
-
-
-class ValidatorConfig(Record, frozen=True):
-    """How a validator asks and learns.
-
-    ``rows`` rows of ``length`` bytes a plan: an answer to all of them is rows x length x 256 numbers. Every
-    ``probe_every``-th plan asks every miner about every row.
-    """
-
-    gate: GateConfig = GateConfig()
-    rows: int = 12
-    length: int = 128
-    rate: LearningRate = LearningRate(peak=0.03, warmup_steps=3, decay_from_step=100)
-    probe_every: int = 4
-    # Answers are dear and gate steps are cheap: each plan is learned from once when it comes and ``replays`` more
-    # steps go to plans drawn from the last ``memory_plans``, whose answers are a little out of date.
-    replays: int = 3
-    memory_plans: int = 48
-    score_alpha: float = 0.1
-    decoy_chance: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.length <= self.gate.prefix_bytes + 1:
-            raise ValueError(f"rows of {self.length} bytes leave nothing after {self.gate.prefix_bytes} to score")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to ask: ``rows_for(uid)`` goes to each uid of ``assignment``, whose answer is [rows, T, 256].
-
-    tokens   uint8 [B, T] as sent, a false byte at ``decoys[row]`` where that is not -1
-    targets  uint8 [B, T], the true byte after each position; scored  bool [B, T], the positions that count
-    """
-
-    purpose: Purpose
-    tokens: Tokens
-    targets: Tokens
-    scored: npt.NDArray[np.bool_]
-    decoys: npt.NDArray[np.int64]
-    domains: tuple[str, ...]
-    uids: tuple[int, ...]
-    assignment: Mapping[int, npt.NDArray[np.int64]]
-
-    def rows_for(self, uid: int) -> Tokens:
-        """The rows to send to ``uid``."""
-        return self.tokens[self.assignment[uid]]
-
-
-@dataclass(frozen=True, slots=True)
-class LearnReport:
-    """What one plan taught.
-
-    ``loss_bits`` is the mixture's loss before the step (None where no row was answered), ``share`` each miner's mean
-    weight, ``values`` its Shapley value in bits per byte (probe plans only), ``invalid`` the reason of each refusal.
-    """
-
-    loss_bits: float | None
-    rows_unanswered: int
-    unanswered: tuple[int, ...]
-    invalid: Mapping[int, str]
-    share: Mapping[int, float]
-    values: Mapping[int, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +41,6 @@ class _Lesson:
     answered: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """The miners to ask about one context, best first, with their gate scores."""
-
-    uids: tuple[int, ...]
-    scores: tuple[float, ...]
-
-
 class ValidatorBrain:
     """Gate, scores and private stream of one validator. Not thread-safe; owns no I/O.
 
@@ -124,7 +51,7 @@ class ValidatorBrain:
     def __init__(self, corpora: Sequence[Corpus], config: ValidatorConfig, seed: int, *, gate_seed: int = 0) -> None:
         self.config = config
         self.corpora = tuple(corpora)
-        self.gate = Gate(config.gate, seed=gate_seed)
+        self.gate = Gate(config.gate, task_count=len(self.corpora), seed=gate_seed)
         self.scores = ScoreBook(config.score_alpha)
         self.decoys = DecoyWatch()
         self.plans_made = 0
@@ -262,8 +189,28 @@ class ValidatorBrain:
         for _ in range(self.config.replays if self._memory else 0):
             self._gradient_step(self._memory[self._rng.integers(len(self._memory))])
         self._memory.append(lesson)
+        for _ in range(self.config.feature_steps if len(self.corpora) > 1 else 0):
+            self._feature_step()
         self.batches_learned += 1
         return loss, dict(zip(plan.uids, share.tolist(), strict=True))
+
+    def _feature_step(self) -> None:
+        """Teach the gate's features to tell the tasks apart, on text that costs no answers.
+
+        From the miners' split: it is the largest, and no answer to it is ever scored.
+        """
+        rows, length = self.config.feature_rows, self.config.gate.prefix_bytes
+        labels = self._rng.integers(len(self.corpora), size=rows)
+        drawn = np.concatenate([self.corpora[at].sample("train", self._rng, 1, length) for at in labels])
+        scores = self.gate.task_scores(torch.from_numpy(drawn))[:, length // 4 :]
+        wanted = torch.from_numpy(labels).unsqueeze(1).expand(scores.shape[:2])
+        loss = functional.cross_entropy(scores.flatten(0, 1), wanted.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
+        self._step_gate()
+
+    def _step_gate(self) -> None:
+        clip_gradients(self.gate.parameters(), 1.0)
+        self._adam.step(self.gate.named_parameters(), self.config.rate.at(self.batches_learned + 1))
 
     def _gradient_step(self, lesson: _Lesson) -> tuple[float, Tensor]:
         """One step of the gate; returns the mixture's loss and each miner's mean weight before it."""
@@ -271,12 +218,11 @@ class ValidatorBrain:
         weighed = scores + self.gate.evidence(lesson.target_log_probs)
         loss = mixture_bits(weighed, lesson.target_log_probs, lesson.answered)[lesson.scored].mean()
         # Evidence would soon do all the work where there are answers, and teach nothing about whom to ask: so the
-        # scores of the decision point must also do without it.
-        decision = decision_scores(scores, self.config.gate.prefix_bytes).unsqueeze(1).expand_as(scores)
-        alone = mixture_bits(decision, lesson.target_log_probs, lesson.answered)[lesson.scored].mean()
-        (loss + alone).backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
-        clip_gradients(self.gate.parameters(), 1.0)
-        self._adam.step(self.gate.named_parameters(), self.config.rate.at(self.batches_learned + 1))
+        # decision must also foresee what the row will show.
+        decision = decision_scores(scores, self.config.gate.prefix_bytes)
+        foreseen = foresight_loss(decision, lesson.target_log_probs, lesson.answered, lesson.scored)
+        (loss + foreseen).backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
+        self._step_gate()
         with torch.no_grad():
             answered = lesson.answered.unsqueeze(1).expand_as(scores)
             weights = mixture_log_weights(weighed, answered).exp()
@@ -316,32 +262,34 @@ class ValidatorBrain:
         if not uids:
             raise NotEnoughAnswers("there is no miner to ask")
         with torch.no_grad():
-            scores = self.gate_scores(torch.from_numpy(context).unsqueeze(0), uids)[0, -1]
+            # A copy: the context may be a read-only view, which torch would warn about.
+            scores = self.gate_scores(torch.from_numpy(context.copy()).unsqueeze(0), uids)[0, -1]
         best = scores.argsort(descending=True, stable=True)[: self.config.gate.k].tolist()
         return Route(tuple(uids[at] for at in best), tuple(float(scores[at]) for at in best))
 
-    def mix(
-        self, route: Route, answers: Mapping[int, object], length: int
-    ) -> tuple[npt.NDArray[np.float32], dict[int, float], dict[int, str]]:
-        """The mixture's next-byte log-probabilities [256] from answers [1, length, 256] to ``route``'s context, each
-        answering miner's weight in it, and the codes of refused answers.
+    def mix(self, route: Route, context: Tokens, answers: Mapping[int, object]) -> Mixed:
+        """Mix the answers [1, T, 256] to ``context`` (uint8 [T]) of the miners of ``route``.
 
-        Raises `NotEnoughAnswers` where no answer is valid.
+        As in training, a miner's weight is its gate score and how well it predicted the context so far. Raises
+        `NotEnoughAnswers` where no answer is valid.
         """
-        last: dict[int, Tensor] = {}
-        refused: dict[int, str] = {}
-        for uid in route.uids:
-            if uid not in answers:
-                continue
-            try:
-                last[uid] = read_answer(answers[uid], 1, length)[0, -1]
-            except InvalidAnswer as error:
-                refused[uid] = error.code
-        if not last:
+        read = read_answers(
+            {uid: answers[uid] for uid in route.uids if uid in answers},
+            route.uids,
+            dict.fromkeys(route.uids, np.zeros(1, dtype=np.int64)),
+            # The byte after the last is what is asked for; evidence at the last position does not reach it.
+            np.append(context[1:], np.uint8(0))[None],
+        )
+        valid = [at for at, uid in enumerate(route.uids) if uid in read.log_probs]
+        if not valid:
             raise NotEnoughAnswers(f"none of the {len(route.uids)} miners asked gave a valid answer")
-        scores = torch.tensor([score for uid, score in zip(route.uids, route.scores, strict=True) if uid in last])
-        mixed = mix_distributions(scores, torch.stack([last[uid] for uid in route.uids if uid in last]))
-        return mixed.numpy(), dict(zip(last, scores.softmax(dim=0).tolist(), strict=True)), refused
+        with torch.no_grad():
+            evidence = self.gate.evidence(read.target_log_probs)[0, -1]
+            scores = (torch.tensor(route.scores) + evidence)[valid]
+            last = torch.stack([read.log_probs[route.uids[at]][0, -1] for at in valid])
+            mixed, weights = mix_distributions(scores, last), scores.softmax(dim=0).tolist()
+        refused = {uid: error.code for uid, error in read.invalid.items()}
+        return Mixed(mixed.numpy(), {route.uids[at]: w for at, w in zip(valid, weights, strict=True)}, refused)
 
     def state(self) -> dict[str, Tensor]:
         """Gate, optimizer and scores as tensors to store."""
