@@ -39,12 +39,16 @@ class HeldOutReport:
 
 
 def held_out_plans(brain: ValidatorBrain, rows_per_domain: int, *, seed: int = HELD_OUT_SEED) -> list[Plan]:
-    """Probe plans over ``rows_per_domain`` held-out rows of each corpus, no larger than the brain's own plans."""
+    """Probe plans over ``rows_per_domain`` held-out rows of each corpus, no larger than the brain's own plans.
+
+    Without decoys: on rows that are the same every time they would be the same evidence counted again. A miner that
+    was found out on the private stream counts as silent here too.
+    """
     rng = np.random.default_rng(seed)
     # Domains in turn, so that losing one plan's answers thins all of them alike.
     domains = np.tile(np.arange(len(brain.corpora)), rows_per_domain)
     parts = np.array_split(domains, -(-len(domains) // brain.config.rows))
-    return [brain.plan_over("held_out", rng, part, probe=True) for part in parts]
+    return [brain.plan_over("held_out", rng, part, has_decoys=False) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ class ValidatorBrain:
         *,
         reachable: Collection[int] | None = None,
         probe: bool = True,
+        has_decoys: bool = True,
     ) -> Plan:
         """A plan over one row of ``split`` for each corpus index in ``domains``, drawn from ``rng``."""
         uids = tuple(uid for uid in self.uids if reachable is None or uid in reachable)
@@ -110,7 +111,8 @@ class ValidatorBrain:
             raise NotEnoughAnswers("there is no miner to ask")
         length, first = self.config.length, self.config.gate.prefix_bytes - 1
         drawn = np.concatenate([self.corpora[domain].sample(split, rng, 1, length + 1) for domain in domains])
-        tokens, decoys = plant_decoys(drawn[:, :-1], rng, self.config.decoy_chance, first_position=first + 1)
+        chance = self.config.decoy_chance if has_decoys else 0.0
+        tokens, decoys = plant_decoys(drawn[:, :-1], rng, chance, first_position=first + 1)
         position = np.arange(length)
         # From a false byte on, the context is not the text any more, so nothing after it counts.
         ends = np.where(decoys < 0, length, decoys)
