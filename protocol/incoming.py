@@ -47,7 +47,7 @@ class IncomingMessage:
     role: Role
     priority: Priority
     remaining_ms: int
-    buffer: bytearray
+    buffer: memoryview
     credit: int
     received: int = 0
 
@@ -60,7 +60,7 @@ class IncomingMessage:
 class Inbox:
     """The incoming messages of one session, with the limits that it announced."""
 
-    def __init__(self, limits: SessionLimits, budget: ByteBudget, allocate: Callable[[int], bytearray]) -> None:
+    def __init__(self, limits: SessionLimits, budget: ByteBudget, allocate: Callable[[int], memoryview]) -> None:
         """``allocate`` gives the buffer of a message that passed every limit."""
         self._limits = limits
         self._budget = budget

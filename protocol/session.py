@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal
 
 from .aead import TAG_BYTES
+from .buffer_pool import new_buffer
 from .errors import LocalProtocolError, Malformed, RemoteProtocolError, Unexpected
 from .frames import (
     Data,
@@ -77,7 +78,7 @@ class Session:
         expected: NodeId | None = None,
         budget: ByteBudget | None = None,
         ciphers: AbstractSet[Cipher] | None = None,
-        allocate: Callable[[int], bytearray] = bytearray,
+        allocate: Callable[[int], memoryview] = new_buffer,
     ) -> None:
         """``ephemeral``: 32 fresh secret bytes. ``expected``: the node id that the peer must prove.
 
@@ -137,7 +138,10 @@ class Session:
     # -- bytes in --------------------------------------------------------------------------------------------------
 
     def receive_space(self) -> memoryview:
-        """Where the next bytes from the peer may be written, never empty; tell how many with `received`."""
+        """Where the next bytes from the peer may be written, never empty; tell how many with `received`.
+
+        Valid until the next `received`, `receive_data` or `trim`.
+        """
         return self._buffer.space()
 
     def received(self, count: int) -> None:
@@ -261,7 +265,7 @@ class Session:
         return out
 
     def trim(self) -> None:
-        """Give the large buffers back; worth calling when the session was idle for a while."""
+        """Give the large buffers back; worth calling when the session was idle for a while, and never during a read."""
         self._batch = bytearray()
         if self._raw_bytes == 0:
             self._buffer.trim()
@@ -357,13 +361,12 @@ class Session:
             raise Malformed(f"a raw message of {size} bytes where {self._raw_bytes} are to come")
         self._raw_bytes -= size
         incoming = self._raw
+        if self._raw_bytes == 0:
+            self._raw = None  # or it would hold the message's memory until the next one
         if incoming is None or self._inbox.get(incoming.stream) is not incoming:
             peer.receive.decrypt(message)  # the stream ended meanwhile; the cipher's count goes on
             return
-        with memoryview(incoming.buffer) as whole:
-            place = whole[incoming.received : incoming.received + size]
-            peer.receive.decrypt_into(place, message)
-            place.release()
+        peer.receive.decrypt_into(incoming.buffer[incoming.received : incoming.received + size], message)
         credit = self._inbox.take(incoming, size)
         if credit:
             self._put_control(Window(incoming.stream, credit))
@@ -454,7 +457,7 @@ class Session:
 
     def _deliver(self, incoming: IncomingMessage) -> None:
         self._inbox.complete(incoming)
-        message = memoryview(incoming.buffer)
+        message = incoming.buffer
         if incoming.role is Role.REQUEST:
             self._serving[incoming.stream] = incoming.priority
             self._events.append(RequestReceived(incoming.stream, incoming.priority, incoming.remaining_ms, message))

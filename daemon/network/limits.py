@@ -25,6 +25,8 @@ class NetworkLimits:
     drain_s: float = 10.0
     # Messages of all sessions together that are being received or served.
     max_inflight_bytes: int = 1 << 30
+    # Buffers of large messages that are kept to be used again; given back after two keep-alives without use.
+    max_pooled_bytes: int = 128 << 20
     # Notices that wait for their handler, per session and priority, and per session in bytes; the newest is dropped.
     max_queued_notices: int = 1024
     max_queued_notice_bytes: int = 16 << 20

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+from moed.protocol.buffer_pool import BufferPool
 from moed.protocol.frames import GoodbyeCode, Priority
 from moed.protocol.handshake import SessionLimits
 from moed.protocol.incoming import ByteBudget
@@ -179,6 +180,7 @@ class Peers:
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._budget = ByteBudget(self._limits.max_inflight_bytes)
+        self._pool = BufferPool(self._limits.max_pooled_bytes)
         self._door = Door(self._limits, self.counters)
         self._peers: dict[NodeId, Peer] = {}
         self._dials: dict[NodeId | Address, _Dial] = {}
@@ -216,7 +218,9 @@ class Peers:
                 for listener in listeners:
                     nursery.start_soon(accept_forever, listener, self._take_stream)
                 task_status.started()
-                await trio.sleep_forever()
+                while True:
+                    await trio.sleep(self._limits.keepalive_s)
+                    self._pool.trim()
             finally:
                 self._nursery = None
 
@@ -325,6 +329,7 @@ class Peers:
             limits=self._session_limits,
             expected=expected,
             budget=self._budget,
+            allocate=self._pool.allocate,
         )
         return Connection(
             stream,

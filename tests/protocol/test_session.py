@@ -343,9 +343,9 @@ def test_every_broken_rule_has_its_typed_error_and_kills_the_machine(
     pair = open_pair(LIMITS)
     allocated: list[int] = []
 
-    def allocate(size: int) -> bytearray:
+    def allocate(size: int) -> memoryview:
         allocated.append(size)
-        return bytearray(size)
+        return memoryview(bytearray(size))
 
     pair.bob._inbox._allocate = allocate
     inject(pair, *frames)

@@ -358,6 +358,21 @@ async def test_a_peer_that_falls_silent_is_closed() -> None:
             await until(lambda: alice.peers.counters.by_reason == {"silent": 1})
 
 
+async def test_an_idle_session_gives_its_buffers_back_and_lives_on() -> None:
+    """Large messages, then many keep-alives, then large messages again: nothing that arrives meanwhile is lost."""
+    limits = NetworkLimits(keepalive_s=0.02)
+    values = np.arange(MIB // 4, dtype=np.int32)
+    async with running(1, network_limits=limits) as alice, running(2, network_limits=limits) as bob:
+        peer = await join(alice, bob)
+        for _ in range(5):
+            reply = await peer.call("echo", None, [values], deadline_s=5)
+            np.testing.assert_array_equal(reply.tensors[0], values)
+            del reply
+            await until(lambda: len(peer.connection.session.receive_space()) <= 4096)
+        await until(lambda: alice.peers._pool.kept_bytes == bob.peers._pool.kept_bytes == 0)
+        assert alice.peers.counters.sessions_opened == 1
+
+
 async def knock(node: Running, data: bytes) -> None:
     """A stranger connects, says something, and waits until it is closed."""
     try:
