@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import structlog
 import trio
@@ -82,8 +82,19 @@ class Miner:
         return Reply({"queue_delay_ms": self._runtime.load().queue_delay_ms}, [answer], codec)
 
     async def _info(self, _call: Call) -> Reply:
-        load = self._runtime.load()
-        return Reply([{name: getattr(one, name) for name in one.__slots__} for one in load.experts])
+        return Reply({name: dict(work) for name, work in self.work().items()})
+
+    def work(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each expert has done: rows served, training steps and loss, by its name."""
+        return {
+            one.name: {
+                "rows_served": one.rows_served,
+                "training_steps": one.training_steps,
+                "training_loss_bits": one.training_loss_bits,
+                "is_training": one.is_training,
+            }
+            for one in self._runtime.load().experts
+        }
 
     def _stake_share(self, public_key: bytes) -> float:
         state = self._chain.head.state

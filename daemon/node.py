@@ -129,6 +129,7 @@ class Node:
             mixture=role.mixture,
             stop=self.stop,
             describe=partial(self._describe, chain, role),
+            work=role.work,
         )
         discovery.describe = view.describe
         discovery.topics = role.topics

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -50,6 +50,8 @@ class Role:
     services: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
     describe: Callable[[PeerRecord], PeerRecord] = _as_it_is
+    work: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    """What each of our own experts has done, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ def _miner(node: Surroundings) -> Role:
         services={"miner": miner.run},
         topics=(TOPIC_EXPERT,),
         describe=describe,
+        work=miner.work,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from moed import __version__
@@ -54,6 +54,7 @@ class NodeView:
         mixture: Mixture,
         stop: Callable[[], None],
         describe: Callable[[], PeerRecord],
+        work: Callable[[], Mapping[str, Mapping[str, Any]]],
     ) -> None:
         self._identity = identity
         self._role = role
@@ -64,6 +65,7 @@ class NodeView:
         self._mixture = mixture
         self._stop = stop
         self.describe = describe
+        self._work = work
         self._started = time.monotonic()
         self.is_ready = False
 
@@ -116,6 +118,7 @@ class NodeView:
                 "batch_limit": expert.batch_limit,
                 "forwards_per_s": expert.forwards_per_s,
                 "queue_delay_ms": expert.queue_delay_ms,
+                **(self._work().get(expert.name, {}) if record.owner == self._identity.public_key else {}),
             }
             for record in self._records()
             for expert in record.experts

@@ -37,8 +37,6 @@ def test_no_folder_is_imported_by_its_bare_name() -> None:
     """``import daemon`` would work in a checkout and pick up somebody else's package once installed."""
     bare = re.compile(r"^\s*(?:from|import) (?:daemon|protocol|models|consensus)\b", re.MULTILINE)
     sources = (
-        path
-        for top in ("daemon", "protocol", "models", "consensus", "tests")
-        for path in (ROOT / top).rglob("*.py")
+        path for top in ("daemon", "protocol", "models", "consensus", "tests") for path in (ROOT / top).rglob("*.py")
     )
     assert [str(path) for path in sources if bare.search(path.read_text())] == []
