@@ -1,0 +1,210 @@
+"""Nodes in one process, over real sockets: they agree, catch up from whoever is honest, and believe no liar."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from moed.consensus.errors import InvalidTransaction
+from moed.consensus.params import ChainParams
+from moed.consensus.state import read_account
+from moed.consensus.transactions import Register, Transfer
+from moed.consensus.transition import Head
+from moed.daemon.chain import Chain
+from moed.daemon.network.calls import Call, Handler, Reply
+from moed.daemon.network.peers import Peers
+from moed.daemon.node import now_ms
+from moed.daemon.signer import Signer
+from moed.daemon.store import Store, verify_chain
+from moed.protocol.addresses import Address
+from moed.protocol.codec import encode_record
+from moed.protocol.identity import Identity
+from support.chains import grow, key, make_genesis, sign_commit, signed
+
+PARAMS = ChainParams(block_interval_ms=50, tempo=10, timeout_propose_ms=2_000, timeout_vote_ms=1_000)
+GENESIS = make_genesis((60, 40), balances=(1_000, 0), params=PARAMS)
+PATIENCE_S = 30.0
+
+
+class Running:
+    """One node's chain and sessions, and where it listens."""
+
+    def __init__(self, chain: Chain, peers: Peers, store: Store, address: Address) -> None:
+        self.chain = chain
+        self.peers = peers
+        self.store = store
+        self.address = address
+
+    async def dial(self, other: Running) -> None:
+        await self.peers.connect(other.address, None, timeout_s=5)
+
+
+async def listen() -> tuple[trio.SocketListener, Address]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    return listener, Address("127.0.0.1", listener.socket.getsockname()[1])
+
+
+@asynccontextmanager
+async def run_chain(folder: Path, identity: Identity, *, signs: bool = True) -> AsyncIterator[Running]:
+    """A chain in ``folder`` under ``identity`` with sessions of its own."""
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  # a test's own folder in memory or near it
+    with Store(folder / "chain.db", GENESIS) as store:
+        signer = Signer(identity, GENESIS.network_id, folder / "signed.cbor") if signs else None
+        chain = Chain(store.load_head(), store, identity, signer, now_ms=now_ms)
+        peers = Peers(
+            identity,
+            GENESIS.network_id,
+            handlers=chain.handlers(),
+            on_connected=chain.greet,
+            on_disconnected=lambda peer: chain.forget(peer.node_id),
+        )
+        listener, address = await listen()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(chain.run, peers)
+            await nursery.start(peers.run, [listener])
+            yield Running(chain, peers, store, address)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def run_liar(handlers: Mapping[str, Handler]) -> AsyncIterator[tuple[Peers, Address]]:
+    """A peer with sessions like ours and answers of its own."""
+    peers = Peers(key(66), GENESIS.network_id, handlers=handlers)
+    listener, address = await listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(peers.run, [listener])
+        yield peers, address
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_validators_decide_and_a_transfer_becomes_final(tmp_path: Path) -> None:
+    """A transaction given to one node is in a block of both, once, and both stores verify."""
+    async with run_chain(tmp_path / "a", key(1)) as one, run_chain(tmp_path / "b", key(2)) as two:
+        await two.dial(one)
+        with trio.fail_after(PATIENCE_S):
+            await one.chain.wait_height(2)
+            payer = Head.at_genesis(GENESIS)
+            transfer = signed(payer, key(3), Transfer(to=key(9).public_key, amount=7))
+            await two.chain.add_transaction(transfer, origin=None)
+            while not read_account(one.chain.head.state, key(9).public_key).balance:
+                await one.chain.wait_block()
+            height = one.chain.height
+            await two.chain.wait_height(height)
+            with pytest.raises(InvalidTransaction):
+                await two.chain.add_transaction(transfer, origin=None)
+            await one.chain.wait_height(height + 3)
+        assert read_account(one.chain.head.state, key(9).public_key).balance == 7
+    for name in ("a", "b"):
+        with Store(tmp_path / name / "chain.db", GENESIS) as store:
+            assert verify_chain(store).height >= height
+
+
+async def test_a_registration_needs_nobodys_leave(tmp_path: Path) -> None:
+    """A key that no genesis names asks for a uid through any node and gets it."""
+    async with (
+        run_chain(tmp_path / "a", key(1)) as one,
+        run_chain(tmp_path / "b", key(2)) as two,
+        run_chain(tmp_path / "c", key(50)) as newcomer,
+    ):
+        await two.dial(one)
+        await newcomer.dial(two)
+        with trio.fail_after(PATIENCE_S):
+            await newcomer.chain.wait_height(1)
+            await newcomer.chain.submit(Register())
+            assert newcomer.chain.has_waiting
+            while read_account(newcomer.chain.head.state, key(50).public_key).uid is None:
+                await newcomer.chain.wait_block()
+        assert read_account(newcomer.chain.head.state, key(50).public_key).uid == 2
+        assert not newcomer.chain.has_waiting
+
+
+def long_chain(folder: Path, blocks: int) -> None:
+    """Blocks that both validators signed, on disk."""
+    folder.mkdir()
+    with Store(folder / "chain.db", GENESIS) as store:
+        head = store.load_head()
+        for _ in range(blocks):
+            block, _ = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+            commit = sign_commit(GENESIS, block, [key(1), key(2)])
+            executed = head.execute(block)
+            store.append(executed, commit)
+            head.advance(executed, commit)
+
+
+async def test_a_late_node_catches_up(tmp_path: Path) -> None:
+    """More blocks than fit one answer come over, are executed again, and end in the same root."""
+    long_chain(tmp_path / "a", 200)
+    async with (
+        run_chain(tmp_path / "a", key(1)) as full,
+        run_chain(tmp_path / "b", key(50), signs=False) as late,
+    ):
+        await late.dial(full)
+        with trio.fail_after(PATIENCE_S):
+            await late.chain.wait_height(200)
+        assert late.chain.head.state_root == full.chain.head.state_root
+
+
+async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> None:
+    """Final blocks that too little stake signed end the session; the honest peer's blocks are taken all the same."""
+    long_chain(tmp_path / "a", 20)
+    forged = Head.at_genesis(GENESIS)
+    block = grow(forged, [key(1), key(2)])
+    weak = sign_commit(GENESIS, block, [key(1)])
+    asked = trio.Event()
+
+    async def lie(_: Call) -> Reply:
+        asked.set()
+        return Reply([[encode_record(block), encode_record(weak)]])
+
+    async def ignore(_: Call) -> Reply:
+        return Reply(None)
+
+    handlers = {
+        "chain.blocks": lie,
+        **{f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")},
+    }
+    async with run_chain(tmp_path / "b", key(50), signs=False) as late, run_liar(handlers) as (liar, _):
+        with trio.fail_after(PATIENCE_S):
+            session = await liar.connect(late.address, None, timeout_s=5)
+            await session.notify("chain.status", {"height": 1_000})
+            await asked.wait()
+            while late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
+                await trio.sleep(0.01)
+        assert late.chain.height == 0
+        async with run_chain(tmp_path / "a", key(1)) as full:
+            await late.dial(full)
+            with trio.fail_after(PATIENCE_S):
+                await late.chain.wait_height(20)
+
+
+async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: Path) -> None:
+    """An empty answer to the claim of a great height is not asked for again and again."""
+    questions = 0
+
+    async def nothing(_: Call) -> Reply:
+        nonlocal questions
+        questions += 1
+        return Reply([])
+
+    async def ignore(_: Call) -> Reply:
+        return Reply(None)
+
+    handlers = {
+        "chain.blocks": nothing,
+        **{f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")},
+    }
+    async with (
+        run_chain(tmp_path / "a", key(1)) as one,
+        run_chain(tmp_path / "b", key(2)) as two,
+        run_liar(handlers) as (liar, _),
+    ):
+        await two.dial(one)
+        session = await liar.connect(one.address, None, timeout_s=5)
+        await session.notify("chain.status", {"height": 1_000_000})
+        with trio.fail_after(PATIENCE_S):
+            await one.chain.wait_height(10)
+        assert questions <= 2
