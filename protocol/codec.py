@@ -115,16 +115,26 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_RECORD_
     if len(data) > max_bytes:
         raise TooLarge("CBOR item", len(data), max_bytes)
     view = memoryview(data)
-    if check_item(view) != len(view):
+    value, end = decode_item(view, 0, max_bytes=max_bytes)
+    if end != len(view):
         raise Malformed("bytes follow the CBOR item")
+    return value
+
+
+def decode_item(data: memoryview, at: int, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Any, int]:
+    """Decode the untagged CBOR item at ``at``; returns it and the offset after it. Raises like `decode`."""
+    end = check_item(data, at)
+    if end - at > max_bytes:
+        raise TooLarge("CBOR item", end - at, max_bytes)
+    view = data[at:end]
     try:
         value = cbor2.loads(view)
     except (cbor2.CBORDecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"CBOR item does not decode: {error}") from error
     # Repeated keys collapse and unsorted keys reorder, so only re-encoding shows them.
-    if encode(value) != bytes(view):
+    if encode(value) != view:
         raise Malformed("CBOR item is not in its one deterministic form")
-    return value
+    return value, end
 
 
 def encode_record(record: msgspec.Struct) -> bytes:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cbor2
 import msgspec
 
-from .codec import ARRAY, BYTES, Record, check_item, decode, encode, read_head, write_head
-from .errors import LocalProtocolError, Malformed, TooLarge
+from .codec import ARRAY, BYTES, Record, check_item, decode_item, encode, read_head, write_head
+from .errors import LocalProtocolError, Malformed
 from .tensor_codecs import encode_tensor
 from .tensors import Codec, WireTensor, read_tensor
 
@@ -105,12 +105,8 @@ def decode_message(data: memoryview, *, max_head_bytes: int = MAX_HEAD_BYTES) ->
     Raises only `RemoteProtocolError` subclasses. Nothing but the head is decoded: tensors are checked by their heads.
     """
     count, at = _read_array(data)
-    end = check_item(data, at)
-    head_bytes = data[at:end]
-    if len(head_bytes) > max_head_bytes:
-        raise TooLarge("a message's head", len(head_bytes), max_head_bytes)
-    head = _decode_head(head_bytes, max_head_bytes)
-    at = end
+    value, at = decode_item(data, at, max_bytes=max_head_bytes)
+    head = _convert_head(value)
     tensors = []
     remaining = count - 1
     while remaining:
@@ -135,8 +131,7 @@ def _encode_head(head: Head) -> bytes:
     return encoded
 
 
-def _decode_head(data: memoryview, max_bytes: int) -> Head:
-    value = decode(data, max_bytes=max_bytes)
+def _convert_head(value: Any) -> Head:
     try:
         head: Head = msgspec.convert(value, Head, strict=True, builtin_types=(bytes,))
     except msgspec.ValidationError as error:

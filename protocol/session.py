@@ -140,7 +140,7 @@ class Session:
     def receive_space(self) -> memoryview:
         """Where the next bytes from the peer may be written, never empty; tell how many with `received`.
 
-        Valid until the next `received`, `receive_data` or `trim`.
+        Valid until the next `received` or `receive_data`; ask anew before each read.
         """
         return self._buffer.space()
 
@@ -265,7 +265,7 @@ class Session:
         return out
 
     def trim(self) -> None:
-        """Give the large buffers back; worth calling when the session was idle for a while, and never during a read."""
+        """Give the large buffers back, the receive buffer before its next read; worth calling on an idle session."""
         self._batch = bytearray()
         if self._raw_bytes == 0:
             self._buffer.trim()

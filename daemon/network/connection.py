@@ -103,7 +103,6 @@ class Connection:
         self._unsent: deque[memoryview] = deque()
         self._is_cut = False  # a message may have been sent in part: nothing can follow it
         self._is_retiring = False
-        self._may_trim = False  # set with each ping, so that the pong lets an idle session shrink
         self._ping_sent_at: dict[int, float] = {}  # at most the latest ping
         self._heard_at = 0.0
 
@@ -200,10 +199,6 @@ class Connection:
         while self._take_events():
             self.wake()
             await self._serving.has_room()
-            if self._may_trim and not self.session.open_streams:
-                # here and nowhere else: no read is under way into the buffer that goes
-                self.session.trim()
-                self._may_trim = False
             await self._receive()
 
     async def _receive(self) -> None:
@@ -268,7 +263,8 @@ class Connection:
             self._ping_sent_at = {token: now}
             self.session.ping(token)
             self.wake()
-            self._may_trim = True
+            if self.session.open_streams == 0:
+                self.session.trim()
             await trio.sleep(self._limits.keepalive_s)
 
     async def _drain(self) -> None:

@@ -368,7 +368,7 @@ async def test_an_idle_session_gives_its_buffers_back_and_lives_on() -> None:
             reply = await peer.call("echo", None, [values], deadline_s=5)
             np.testing.assert_array_equal(reply.tensors[0], values)
             del reply
-            await until(lambda: len(peer.connection.session.receive_space()) <= 4096)
+            await until(lambda: len(peer.connection.session._buffer._memory) <= 4096)
         await until(lambda: alice.peers._pool.kept_bytes == bob.peers._pool.kept_bytes == 0)
         assert alice.peers.counters.sessions_opened == 1
 
