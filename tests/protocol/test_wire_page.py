@@ -18,7 +18,11 @@ def test_the_documented_reader_reads_our_messages() -> None:
     (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     namespace: dict[str, Any] = {}
     exec(source, namespace)
-    sent = [np.arange(6, dtype=np.float32).reshape(2, 3), np.float64(1.5).reshape(()), np.zeros((0, 4), np.int8)]
+    sent: list[np.ndarray[Any, np.dtype[Any]]] = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.array(1.5),
+        np.zeros((0, 4), np.int8),
+    ]
     message = b"".join(bytes(buffer) for buffer in encode_message(ReplyHead(body="x"), sent))
     for back, array in zip(namespace["tensors"](message), sent, strict=True):
         np.testing.assert_array_equal(back, array)
