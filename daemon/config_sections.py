@@ -128,14 +128,19 @@ class ValidatorSection(_Section, frozen=True, kw_only=True):
         Meta(max_length=10_000, **_key("your own text to judge by: paths, relative to the home", "a list of paths")),
     ] = ()
     top_k: Annotated[int, Meta(ge=1, le=64, **_key("miners that the gate asks for one input", "1 to 64"))] = 2
-    batch_rows: Annotated[int, Meta(ge=1, le=4096, **_key("rows in one batch", "1 to 4096"))] = 16
+    batch_rows: Annotated[int, Meta(ge=1, le=4096, **_key("rows in one batch", "1 to 4096"))] = 12
     sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("bytes in one row", "2 to 65536"))] = 128
     probe_every: Annotated[
         int, Meta(ge=1, le=100_000, **_key("batches between two that go to every miner, to score them", "1 to 100000"))
-    ] = 8
+    ] = 4
     exploration: Annotated[
-        float, Meta(ge=0, le=1, **_key("share of inputs that go to miners the gate would not pick", "0 to 1"))
-    ] = 0.1
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            **_key("least share of rows that also go to a miner the gate would not pick", "0 to 1"),
+        ),
+    ] = 0.05
 
 
 class Sections(_Section, frozen=True, kw_only=True):

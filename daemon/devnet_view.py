@@ -83,6 +83,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     click.echo("\nheld-out text, bits per byte (less is better)")
     for name in ("mixture", "best_single", "uniform_average"):
         click.echo(f"  {name.replace('_', ' '):<16} {losses[name]:.3f}")
+    domains = {str(miner["uid"]): miner["domain"] or str(miner["uid"]) for miner in summary["miners"]}
+    click.echo("\nwhere the gate sends each kind of text (share of the answer)")
+    for text, shares in summary["share"].items():
+        named = sorted(((share, domains.get(uid, uid)) for uid, share in shares.items()), reverse=True)
+        click.echo(f"  {text:<8} " + "  ".join(f"{domain} {share:.2f}" for share, domain in named if share >= 0.005))
     roots = {node["state_root"] for node in summary["nodes"]}
     click.echo(f"\n{len(summary['nodes'])} nodes, {len(roots)} state root at height {summary['nodes'][0]['height']}")
     completion = summary["completion"]

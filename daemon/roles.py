@@ -132,8 +132,8 @@ def _validator(node: Surroundings) -> Role:
 
     _prepare_torch(node.config)
     section = node.config.validator
-    gate = GateConfig(k=section.top_k)
     try:
+        gate = GateConfig(k=section.top_k, exploration_floor=section.exploration)
         settings = ValidatorConfig(
             gate=gate, rows=section.batch_rows, length=section.sequence_bytes, probe_every=section.probe_every
         )
