@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -40,3 +44,27 @@ def test_no_folder_is_imported_by_its_bare_name() -> None:
         path for top in ("daemon", "protocol", "models", "consensus", "tests") for path in (ROOT / top).rglob("*.py")
     )
     assert [str(path) for path in sources if bare.search(path.read_text())] == []
+
+
+def test_imports_point_down_and_the_core_does_no_io() -> None:
+    """The contracts of ``[tool.importlinter]`` hold, and one that does not would be noticed."""
+    lint = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    held = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert held.returncode == 0, held.stdout
+    upside_down = (
+        ROOT.joinpath("pyproject.toml")
+        .read_text()
+        .replace(
+            'layers = ["moed.daemon", "moed.models | moed.consensus", "moed.protocol"]',
+            'layers = ["moed.protocol", "moed.models | moed.consensus", "moed.daemon"]',
+        )
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(upside_down)
+        file.flush()
+        broken = subprocess.run(
+            [*lint, "--config", file.name], cwd=ROOT, capture_output=True, text=True, env=environment
+        )
+    assert broken.returncode == 1
+    assert "BROKEN" in broken.stdout
