@@ -1,12 +1,14 @@
 """The signed binary envelope around each datagram: who sent it, to whom, when, in which network.
 
-Layout, big-endian, 143 bytes before the body:
+Layout, big-endian, 144 bytes before the body:
 
-    version 1 | network 8 | sender key 32 | recipient id 20 | sent at, ms 8 | nonce 8 | body length 2 | signature 64
+    version 1 | flags 1 | network 8 | sender key 32 | recipient id 20 | sent at, ms 8 | nonce 8 | body length 2 |
+    signature 64
 
 then the body and zero padding. The signature covers every other byte of the datagram and the whole network id, so a
 datagram is good for one recipient, one network and a short time. The recipient is zero only while unknown (the
-first ping to a bootstrap address).
+first ping to a bootstrap address). Flag bit 0 says that the sender is a client: it cannot be asked from outside, so
+nobody should keep it as a contact. Other bits are zero.
 
 **Amplification.** The source address of a datagram may be forged. Whatever it asks, the answer is never more than
 `MAX_AMPLIFICATION` times its bytes, whether the address is known or not; who wants a longer answer pads its
@@ -30,10 +32,11 @@ PADDED_REQUEST_BYTES = MAX_DATAGRAM_BYTES // MAX_AMPLIFICATION
 WINDOW_S = 30.0
 """How far the sender's clock plus the way here may differ from ours."""
 
-_HEAD = struct.Struct(f">B8s{PUBLIC_KEY_BYTES}s{NODE_ID_BYTES}sQ8sH")
+_HEAD = struct.Struct(f">BB8s{PUBLIC_KEY_BYTES}s{NODE_ID_BYTES}sQ8sH")
 HEADER_BYTES = _HEAD.size + SIGNATURE_BYTES
 NONCE_BYTES = 8
 NO_RECIPIENT = bytes(NODE_ID_BYTES)
+_CLIENT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Opened:
     """False if the sender did not know our id."""
     body: bytes
     datagram_bytes: int
+    is_client: bool = False
+    """Whether the sender says that it cannot be asked from outside."""
 
     @property
     def reply_budget_bytes(self) -> int:
@@ -62,6 +67,7 @@ def seal(
     now_s: float,
     nonce: bytes,
     at_least_bytes: int = 0,
+    is_client: bool = False,
 ) -> bytes:
     """The signed datagram with ``body`` for ``recipient_id`` (None: unknown), padded to ``at_least_bytes``.
 
@@ -72,6 +78,7 @@ def seal(
         raise LocalProtocolError(f"a body of {len(body)} bytes does not fit one datagram")
     head = _HEAD.pack(
         VERSION,
+        _CLIENT if is_client else 0,
         network_id[:8],
         identity.public_key,
         recipient_id or NO_RECIPIENT,
@@ -109,9 +116,11 @@ class Opener:
             raise TooLarge("datagram", len(data), MAX_DATAGRAM_BYTES)
         if len(data) < HEADER_BYTES:
             raise Malformed(f"a datagram of {len(data)} bytes is shorter than its envelope")
-        version, network, key, recipient, sent_at_ms, nonce, body_bytes = _HEAD.unpack_from(data)
+        version, flags, network, key, recipient, sent_at_ms, nonce, body_bytes = _HEAD.unpack_from(data)
         if version != VERSION or network != self._network_id[:8]:
             raise Unexpected("the datagram is of another network or version")
+        if flags & ~_CLIENT:
+            raise Malformed(f"the datagram has unknown flags {flags:#04x}")
         if recipient not in (self._node_id, NO_RECIPIENT):
             raise Unexpected("the datagram is for another node")
         if abs(sent_at_ms / 1000 - now_s) > WINDOW_S:
@@ -125,7 +134,7 @@ class Opener:
         signature = data[_HEAD.size : HEADER_BYTES]
         verify(key, Domain.DATAGRAM, self._network_id, data[: _HEAD.size] + tail, signature)
         self._remember(seen, now_s)
-        return Opened(key, node_id_of(key), recipient != NO_RECIPIENT, tail[:body_bytes], len(data))
+        return Opened(key, node_id_of(key), recipient != NO_RECIPIENT, tail[:body_bytes], len(data), bool(flags))
 
     def _remember(self, seen: bytes, now_s: float) -> None:
         # A datagram accepted at t can be dated up to t + window, so a copy passes until t + 2 windows.

@@ -1,14 +1,18 @@
-"""One Kademlia look-up as a machine: which nodes to ask next, and when it is done.
+"""One Kademlia look-up as a machine: which nodes to ask next, over which path, and when it is done.
 
 Iterative look-up of Maymounkov and Mazières (Kademlia, 2002, section 2.3): ask the nearest known nodes for nearer
-ones, ``alpha`` at a time, until the ``k`` nearest have all answered. It never waits: the caller asks, and reports
-an answer or a failure for each question.
+ones until the nearest have all answered. A search for values runs over several disjoint paths (Baumgart and Mies,
+S/Kademlia, 2007, section 4.4): no node is asked by two of them, and what a node names is known to its own path
+alone, so a liar leads astray only the path that met it. It never waits: the caller asks, and reports an answer, a
+failure or a delay for each question.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from .identity import NodeId
@@ -16,13 +20,88 @@ from .queries import Contact
 
 _MAX_IDS_PER_ADDRESS = 3
 """A liar can name many ids at a victim's address; honest nodes give at most an old and a new one."""
+_MAX_ASKED_PER_K = 8
+"""A look-up ends after this many times k questions, whatever it is still told to ask."""
+_MAX_KNOWN_PER_K = 16
+_FALSE_NAMES = 3
+"""After so many named nodes failed and none answered, the other names of the same node count for nothing."""
+_SPARE_VALUES = 4
+"""One question more is open for every so many values that are still wanted: some nodes are dead or lie."""
 
 
 class _State(Enum):
     NEW = auto()
     ASKED = auto()
+    SLOW = auto()
+    """Asked, and waited for long enough that another is asked beside it."""
     ANSWERED = auto()
     FAILED = auto()
+
+
+@dataclass(slots=True)
+class _Informant:
+    """How far the names that a node gave were true."""
+
+    failed: int = 0
+    answered: int = 0
+
+    @property
+    def is_discredited(self) -> bool:
+        return self.failed >= _FALSE_NAMES and not self.answered
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A contact as one path knows it; ``hop`` 1 is our own table, each answer leads one further."""
+
+    distance: int
+    contact: Contact
+    hop: int
+    state: _State = _State.NEW
+    informants: list[_Informant] = field(default_factory=list)
+    is_ours: bool = False
+
+    def __lt__(self, other: _Candidate) -> bool:
+        return self.distance < other.distance
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether we know it ourselves, or somebody named it whose names are not all false."""
+        return self.is_ours or self.state is not _State.NEW or not all(each.is_discredited for each in self.informants)
+
+
+class _Path:
+    """One of the disjoint paths: what it knows, nearest first."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.known: dict[NodeId, _Candidate] = {}
+        self.order: list[_Candidate] = []
+        self.in_flight = 0
+        self.asked_at: Counter[tuple[str, int]] = Counter()
+        self.informants: dict[NodeId, _Informant] = {}
+
+    def learn(self, candidate: _Candidate, informant: _Informant | None, max_known: int) -> None:
+        node_id = candidate.contact.node_id
+        held = self.known.get(node_id)
+        if held is None:
+            self.known[node_id] = held = candidate
+            insort(self.order, candidate)
+            if len(self.order) > max_known:
+                self._forget_one()
+        if informant is None:
+            held.is_ours = True
+        elif len(held.informants) < 4:
+            held.informants.append(informant)
+
+    def _forget_one(self) -> None:
+        """Forget the farthest that was not asked, one of a discredited informant first."""
+        for is_last_resort in (False, True):
+            for index in range(len(self.order) - 1, -1, -1):
+                each = self.order[index]
+                if each.state is _State.NEW and (is_last_resort or not each.is_credible):
+                    del self.order[index], self.known[each.contact.node_id]
+                    return
 
 
 class Lookup:
@@ -36,89 +115,177 @@ class Lookup:
         *,
         k: int,
         alpha: int,
+        paths: int = 1,
         enough_values: int = 0,
     ) -> None:
-        """Start from ``starts``; stop early once ``enough_values`` nodes have answered with a value (0: never)."""
+        """Start from ``starts``, dealt to the ``paths``; each path has ``alpha`` questions open while it closes in.
+
+        Stop early once ``enough_values`` nodes have answered with a value (0: never). Several paths together confirm
+        one and a half times ``k`` nodes, a single one ``k``.
+        """
         self._target = int.from_bytes(target, "big")
         self._own_id = own_id
         self._k = k
         self._alpha = alpha
         self._enough_values = enough_values
-        self._values = 0
-        self._contacts: dict[NodeId, Contact] = {}
-        self._states: dict[NodeId, _State] = {}
-        self._ids_at: Counter[tuple[str, int]] = Counter()
-        self.asked = 0
+        self._max_asked = _MAX_ASKED_PER_K * k
+        self._max_known = _MAX_KNOWN_PER_K * k
+        width = k if paths == 1 else -(-3 * k // (2 * paths))
+        self._paths = [_Path(width) for _ in range(paths)]
+        self._asked_by: dict[NodeId, _Path] = {}
+        self.values = 0
+        """How many nodes have answered with a value."""
+        self.value_hop = 0
+        """The hop of the first answer with a value; 0 before it."""
+        self._next_path = 0
+        self._deal(starts, None, 1)
+
+    @property
+    def asked(self) -> int:
         """How many nodes have been asked so far."""
-        self._add(starts)
+        return len(self._asked_by)
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to ask or to wait for."""
-        if self._enough_values and self._values >= self._enough_values:
+        if self._enough_values and self.values >= self._enough_values:
             return True
-        return all(self._states[each] is _State.ANSWERED for each in self._shortlist())
+        if self.asked >= self._max_asked:
+            return not any(path.in_flight for path in self._paths)
+        return all(self._is_done(path) for path in self._paths)
 
     def next_queries(self) -> list[Contact]:
         """The contacts to ask now; they count as asked from here on.
 
-        ``alpha`` at a time while nearer nodes turn up. Once the next one is no nearer than what has answered, only
-        confirmation is left: the rest of the shortlist at once, unless a few values will do.
+        Each path asks ``alpha`` at a time while nearer nodes turn up. Once its next one is no nearer than what has
+        answered, only confirmation is left: the rest of its shortlist at once. Once a value was met, as many in all
+        as values are still wanted, and a few to spare.
         """
+        chosen: list[Contact] = []
         if self.is_finished:
-            return []
-        shortlist = self._shortlist()
-        new = [each for each in shortlist if self._states[each] is _State.NEW]
-        in_flight = sum(state is _State.ASKED for state in self._states.values())
-        best = next((each for each in shortlist if self._states[each] is _State.ANSWERED), None)
-        is_closing_in = bool(new) and (best is None or self._distance(new[0]) < self._distance(best))
-        width = self._alpha if is_closing_in else self._k
-        if self._enough_values:
-            # One more than is still needed, in case one of them is dead.
-            width = min(self._alpha, self._enough_values - self._values + 1)
-        room = width - in_flight
-        chosen = new[: max(room, 0)]
-        for each in chosen:
-            self._states[each] = _State.ASKED
-        self.asked += len(chosen)
-        return [self._contacts[each] for each in chosen]
+            return chosen
+        is_progressing = True
+        while is_progressing:
+            is_progressing = False
+            for path in self._paths:
+                if self.asked < self._max_asked and (candidate := self._choose(path)) is not None:
+                    self._start(path, candidate)
+                    chosen.append(candidate.contact)
+                    is_progressing = True
+        return chosen
 
     def on_answer(self, contact: Contact, nearer: Iterable[Contact], *, has_value: bool = False) -> None:
         """``contact`` answered, naming ``nearer`` contacts, with or without a value."""
-        self._states[contact.node_id] = _State.ANSWERED
-        self._values += has_value
-        self._add(nearer)
+        path, candidate = self._settle(contact, _State.ANSWERED)
+        for informant in candidate.informants:
+            informant.answered += 1
+        if has_value:
+            self.values += 1
+            self.value_hop = self.value_hop or candidate.hop
+        named = [each for each in nearer if each.node_id != self._own_id]
+        informant = path.informants.setdefault(contact.node_id, _Informant())
+        if any(not each.known for each in self._paths):
+            # Too few starts to give each path one: what the first answers name is dealt out instead.
+            self._deal(named, informant, candidate.hop + 1)
+            return
+        for each in named:
+            self._learn(path, each, informant, candidate.hop + 1)
 
     def on_failure(self, contact: Contact) -> None:
         """``contact`` did not answer in time, or with nonsense."""
-        self._states[contact.node_id] = _State.FAILED
+        _, candidate = self._settle(contact, _State.FAILED)
+        for informant in candidate.informants:
+            informant.failed += 1
+
+    def on_slow(self, contact: Contact) -> None:
+        """``contact`` has not answered yet: ask another beside it. Its answer still counts."""
+        path = self._asked_by[contact.node_id]
+        candidate = path.known[contact.node_id]
+        if candidate.state is _State.ASKED:
+            candidate.state = _State.SLOW
+            path.in_flight -= 1
 
     def nearest(self) -> list[Contact]:
         """The nearest nodes that answered, at most ``k``, nearest first."""
-        answered = [each for each, state in self._states.items() if state is _State.ANSWERED]
-        return [self._contacts[each] for each in sorted(answered, key=self._distance)[: self._k]]
+        answered = [
+            candidate
+            for node_id, path in self._asked_by.items()
+            if (candidate := path.known[node_id]).state is _State.ANSWERED
+        ]
+        return [each.contact for each in sorted(answered)[: self._k]]
 
-    def _add(self, contacts: Iterable[Contact]) -> None:
-        for contact in contacts:
-            if contact.node_id in self._states or contact.node_id == self._own_id:
+    def place_of(self, contact: Contact) -> tuple[int, int]:
+        """(path, hop) of a contact that was asked: which path asked it, and how far it is from our own table."""
+        path = self._asked_by[contact.node_id]
+        return self._paths.index(path), path.known[contact.node_id].hop
+
+    def _deal(self, contacts: Iterable[Contact], informant: _Informant | None, hop: int) -> None:
+        ordered = sorted(contacts, key=lambda each: self._distance(each.node_id))
+        for contact in ordered:
+            if contact.node_id != self._own_id and not any(contact.node_id in each.known for each in self._paths):
+                self._learn(self._paths[self._next_path], contact, informant, hop)
+                self._next_path = (self._next_path + 1) % len(self._paths)
+
+    def _learn(self, path: _Path, contact: Contact, informant: _Informant | None, hop: int) -> None:
+        path.learn(_Candidate(self._distance(contact.node_id), contact, hop), informant, self._max_known)
+
+    def _settle(self, contact: Contact, state: _State) -> tuple[_Path, _Candidate]:
+        path = self._asked_by[contact.node_id]
+        candidate = path.known[contact.node_id]
+        if candidate.state is _State.ASKED:
+            path.in_flight -= 1
+        candidate.state = state
+        return path, candidate
+
+    def _start(self, path: _Path, candidate: _Candidate) -> None:
+        candidate.state = _State.ASKED
+        path.in_flight += 1
+        path.asked_at[candidate.contact.address] += 1
+        self._asked_by[candidate.contact.node_id] = path
+
+    def _choose(self, path: _Path) -> _Candidate | None:
+        """The next contact that ``path`` may ask now."""
+        new: _Candidate | None = None
+        best: _Candidate | None = None
+        for candidate in self._shortlist(path):
+            if new is None and candidate.state is _State.NEW:
+                new = candidate
+            elif best is None and candidate.state is _State.ANSWERED:
+                best = candidate
+        if new is None:
+            return None
+        if self.values:
+            wanted = self._enough_values - self.values
+            in_flight = sum(each.in_flight for each in self._paths)
+            return new if in_flight < wanted + wanted // _SPARE_VALUES else None
+        if self._enough_values and sum(each.in_flight for each in self._paths) >= self._enough_values:
+            return None
+        is_closing_in = best is None or new.distance < best.distance
+        return new if path.in_flight < (self._alpha if is_closing_in else path.width) else None
+
+    def _is_done(self, path: _Path) -> bool:
+        return all(each.state is _State.ANSWERED for each in self._shortlist(path))
+
+    def _shortlist(self, path: _Path) -> Iterator[_Candidate]:
+        """The nearest that ``path`` has asked or may ask, as many as it has to confirm."""
+        left = path.width
+        for candidate in path.order:
+            if left == 0:
+                return
+            if candidate.state is _State.FAILED:
                 continue
-            if self._ids_at[contact.address] >= _MAX_IDS_PER_ADDRESS:
+            if candidate.state is _State.NEW and not self._may_ask(path, candidate):
                 continue
-            self._ids_at[contact.address] += 1
-            self._contacts[contact.node_id] = contact
-            self._states[contact.node_id] = _State.NEW
-        self._prune()
+            left -= 1
+            yield candidate
 
-    def _prune(self) -> None:
-        """Forget new contacts too far to be asked, so that long answers cannot fill memory."""
-        new = [each for each, state in self._states.items() if state is _State.NEW]
-        for each in sorted(new, key=self._distance)[4 * self._k :]:
-            self._ids_at[self._contacts[each].address] -= 1
-            del self._states[each], self._contacts[each]
-
-    def _shortlist(self) -> list[NodeId]:
-        live = [each for each, state in self._states.items() if state is not _State.FAILED]
-        return sorted(live, key=self._distance)[: self._k]
+    def _may_ask(self, path: _Path, candidate: _Candidate) -> bool:
+        contact = candidate.contact
+        return (
+            contact.node_id not in self._asked_by
+            and path.asked_at[contact.address] < _MAX_IDS_PER_ADDRESS
+            and candidate.is_credible
+        )
 
     def _distance(self, node_id: bytes) -> int:
         return int.from_bytes(node_id, "big") ^ self._target

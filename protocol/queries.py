@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
@@ -192,14 +193,19 @@ def contacts_of(neighbors: Sequence[tuple[bytes, str, int]]) -> list[Contact]:
     """
     contacts = []
     for node_id, host, port in neighbors:
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError as error:
-            raise Malformed(f"a neighbour's host is no numeric address: {host!r}") from error
-        if "%" in host or address.is_multicast or address.is_unspecified:
-            raise Malformed(f"a neighbour's host is no unicast address: {host!r}")
+        _require_unicast(host)
         contacts.append(Contact(NodeId(node_id), host, port))
     return contacts
+
+
+@lru_cache(maxsize=4096)  # the same hosts are named in answer after answer, and parsing one takes microseconds
+def _require_unicast(host: str) -> None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise Malformed(f"a neighbour's host is no numeric address: {host!r}") from error
+    if "%" in host or address.is_multicast or address.is_unspecified:
+        raise Malformed(f"a neighbour's host is no unicast address: {host!r}")
 
 
 def fit_neighbors(neighbors: Sequence[tuple[bytes, str, int]], budget_bytes: int) -> list[tuple[bytes, str, int]]:

@@ -8,14 +8,14 @@ somebody else. All three structs are arrays on the wire: a record has to fit one
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal, NewType, TypeVar
 
 import msgspec
 
+from .addresses import Address
 from .codec import Record, decode_record, encode, encode_record, require_length
 from .domains import Domain, tagged_hash
-from .errors import Expired, LocalProtocolError, Malformed, ProtocolError, Unexpected
+from .errors import Expired, LocalProtocolError, Malformed, ProtocolError
 from .identity import PUBLIC_KEY_BYTES, Identity, NodeId, node_id_of, verify
 
 RecordKey = NewType("RecordKey", bytes)
@@ -35,7 +35,6 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Word = Annotated[str, msgspec.Meta(min_length=1, max_length=24)]
 _Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOPIC_CHARS)]
 _Address = Annotated[str, msgspec.Meta(max_length=255)]
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9.-]{1,247})):([0-9]{1,5})\Z")
 
 
 class DeviceSummary(Record, frozen=True, kw_only=True, array_like=True):
@@ -78,11 +77,12 @@ class _PeerBody(Record, frozen=True, kw_only=True, array_like=True):
     load: float = 0.0
     price: _Count = 0
     withdrawn: bool = False
+    is_client: bool = False
 
     def __post_init__(self) -> None:
         require_measure("load", self.load)
         for address in self.addresses:
-            parse_address(address)
+            Address.parse(address)
 
 
 class PeerRecord(_PeerBody, frozen=True, kw_only=True, array_like=True):
@@ -90,7 +90,8 @@ class PeerRecord(_PeerBody, frozen=True, kw_only=True, array_like=True):
 
     ``addresses`` are 'host:port' (IPv6 in brackets), best first. ``load`` is the share of its capacity in use
     (1.0 is full, more is a queue). ``price`` is in 10⁻⁹ credits for one forward row. ``sequence`` grows with each
-    new record of the owner. A record that is ``withdrawn`` says that the peer has left.
+    new record of the owner. A record that is ``withdrawn`` says that the peer has left. A peer that ``is_client``
+    cannot be dialled from outside: it dials others.
     """
 
     owner: bytes = bytes(PUBLIC_KEY_BYTES)
@@ -159,19 +160,6 @@ class SignedRecord(Record, frozen=True, kw_only=True, array_like=True):
 
 
 _RecordT = TypeVar("_RecordT", PeerRecord, TopicEntry)
-
-
-def parse_address(address: str) -> tuple[str, int]:
-    """Split 'host:port' or '[ipv6]:port'. Raises `Malformed` for anything else, port 0 included."""
-    match = _ADDRESS.match(address)
-    if match is None or not 0 < int(match[3]) < 65536:
-        raise Malformed(f"not an address of the form host:port: {address!r}")
-    return match[1] or match[2], int(match[3])
-
-
-def format_address(host: str, port: int) -> str:
-    """The 'host:port' text that `parse_address` reads back."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def require_measure(name: str, value: float) -> None:
@@ -245,24 +233,41 @@ def check_record(data: bytes, network_id: bytes, now_s: float) -> PeerRecord | T
     return _open_payload(signed)
 
 
-def merge_records(answers: list[bytes], key: bytes, network_id: bytes, now_s: float) -> list[PeerRecord | TopicEntry]:
-    """The newest valid record of each owner among ``answers`` that belongs under ``key``, ordered by owner.
+class Gathered:
+    """The records gathered under one key from many nodes, each checked once, the newest of each owner kept.
 
-    What does not check is left out: an answer from a lying node can only be missing, never wrong. Withdrawn
-    records stay in, so that they outlive older copies; the caller leaves them out of what it shows.
+    What does not check is left out: an answer from a lying node can only be missing, never wrong. Withdrawn records
+    stay in, so that they outlive older copies; the caller leaves them out of what it shows.
     """
-    newest: dict[bytes, PeerRecord | TopicEntry] = {}
-    for data in dict.fromkeys(answers):
+
+    def __init__(self, key: bytes, network_id: bytes) -> None:
+        self._key = key
+        self._network_id = network_id
+        self._checked: dict[bytes, bool] = {}
+        self._newest: dict[bytes, PeerRecord | TopicEntry] = {}
+
+    def add(self, data: bytes, now_s: float) -> bool:
+        """Take in one record as it came; whether it is valid under this key."""
+        is_valid = self._checked.get(data)
+        if is_valid is None:
+            is_valid = self._checked[data] = self._check(data, now_s)
+        return is_valid
+
+    def records(self) -> list[PeerRecord | TopicEntry]:
+        """The newest valid record of each owner, ordered by owner."""
+        return [self._newest[owner] for owner in sorted(self._newest)]
+
+    def _check(self, data: bytes, now_s: float) -> bool:
         try:
-            record = check_record(data, network_id, now_s)
-            if record.key != key:
-                raise Unexpected("the record belongs under another key")
+            record = check_record(data, self._network_id, now_s)
         except ProtocolError:
-            continue
-        held = newest.get(record.owner)
+            return False
+        if record.key != self._key:
+            return False
+        held = self._newest.get(record.owner)
         if held is None or record.sequence > held.sequence:
-            newest[record.owner] = record
-    return [newest[owner] for owner in sorted(newest)]
+            self._newest[record.owner] = record
+        return True
 
 
 def _payload_of(record: PeerRecord | TopicEntry) -> bytes:

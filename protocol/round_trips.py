@@ -29,3 +29,9 @@ class RoundTrips:
         if self.smoothed_s is None:
             return FIRST_TIMEOUT_S
         return min(max(self.smoothed_s + 4 * self._deviation_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S)
+
+    def hedge_s(self, at_least_s: float) -> float:
+        """After how long an answer is later than most: the smoothed time and one deviation."""
+        if self.smoothed_s is None:
+            return FIRST_TIMEOUT_S
+        return max(self.smoothed_s + self._deviation_s, at_least_s)

@@ -33,6 +33,9 @@ class DatagramPort(Protocol):
     def send(self, data: bytes, address: Address) -> None:
         """Send one datagram, or lose it, as UDP may; never waits and never raises for the network's sake."""
 
+    def reaches(self, host: str) -> bool:
+        """Whether datagrams can go to this numeric ``host`` at all: its family is one of ours."""
+
     async def receive(self) -> list[tuple[bytes, Address]]:
         """Wait for datagrams; returns at least one attempt's worth, possibly none."""
 
@@ -56,6 +59,9 @@ class UdpPort:
             self._socket.sendto(data, (host, port))
         except OSError:
             self.unsent += 1
+
+    def reaches(self, host: str) -> bool:
+        return self._is_v6 or ":" not in host
 
     async def receive(self) -> list[tuple[bytes, Address]]:
         await trio.lowlevel.wait_readable(self._socket)

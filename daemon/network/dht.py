@@ -48,8 +48,6 @@ KNOCKS = 3
 UPKEEP_EVERY_S = 5.0
 STORING_TAKES_S = 30.0
 """After this, storing a record is taken to have been cut off, and upkeep does it again."""
-ENOUGH_PEER_ANSWERS = 3
-ENOUGH_TOPIC_ANSWERS = 8
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[list[Address]]]
 Record: TypeAlias = PeerRecord | TopicEntry
@@ -69,7 +67,9 @@ class Dht:
 
     ``now_s`` is unix time; it dates envelopes and records and drives buckets and limits, so that virtual time needs
     one clock only. ``remembered`` are contacts of an earlier life, tried beside the bootstraps; the caller stores
-    `contacts` for the next one. ``resolve`` turns a host name into numeric addresses.
+    `contacts` for the next one. ``resolve`` turns a host name into numeric addresses. A record is stored on the
+    ``replicas`` nodes nearest to its key (all k if not given), and a search for it ends when more than half as many
+    nodes have answered with a valid one: so a minority of them cannot pass off an old record as the newest.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Dht:
         resolve: Resolve | None = None,
         remembered: Sequence[Contact] = (),
         k: int = 20,
+        replicas: int | None = None,
         alpha: int = 3,
         record_ttl_s: float = 3600.0,
         republish_s: float = 1200.0,
@@ -92,6 +93,7 @@ class Dht:
         self._now_s = now_s
         self._resolve = resolve or resolve_name
         self._remembered = tuple(remembered)
+        self._replicas = min(replicas or k, k)
         self._record_ttl_s = record_ttl_s
         self._republish_s = republish_s
         self._rng = random.Random(randomness(16))  # noqa: S311  # draws ids to refresh buckets with, no secret
@@ -136,7 +138,7 @@ class Dht:
     async def serve(self, port: DatagramPort, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve on any datagram ``port`` until cancelled: `run` without a socket."""
         async with _asyncio_loop() as loop:
-            self._protocol.attach(loop, PortTransport(port))
+            self._protocol.attach(loop, PortTransport(port), port.reaches)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, port)
@@ -176,14 +178,14 @@ class Dht:
 
     async def find_peer(self, node_id: bytes) -> PeerRecord | None:
         """The newest valid record that the peer with this id signed, or None if it has none or has left."""
-        for record in await self._find(key_of_peer(node_id), ENOUGH_PEER_ANSWERS):
+        for record in await self._find(key_of_peer(node_id)):
             if isinstance(record, PeerRecord) and not record.withdrawn:
                 return record
         return None
 
     async def find_topic(self, topic: str) -> list[TopicEntry]:
         """The newest valid entry of every owner found under ``topic``, ordered by owner."""
-        found = await self._find(key_of_topic(topic), ENOUGH_TOPIC_ANSWERS)
+        found = await self._find(key_of_topic(topic))
         return [entry for entry in found if isinstance(entry, TopicEntry) and not entry.withdrawn]
 
     def contacts(self) -> list[Contact]:
@@ -255,10 +257,11 @@ class Dht:
                 is_open.set()
                 return
 
-    async def _find(self, key: bytes, enough_values: int) -> list[Record]:
+    async def _find(self, key: bytes) -> list[Record]:
         await self._serving.wait()
         held = self._records.get(key, self._now_s())
-        return await self._search.find_records(key, held, enough_values=enough_values)
+        found = await self._search.find_records(key, held, enough_values=self._replicas // 2 + 1)
+        return found.records
 
     async def _publish(self, record: Record) -> int:
         await self._serving.wait()
@@ -283,18 +286,8 @@ class Dht:
         """Store ``record``, freshly signed, here and on the k nearest nodes; how many of those accepted."""
         data = self._sign(record)
         self._records.put(record.key, data, self._now_s())
-        accepted = 0
-
-        async def store(contact: Contact) -> None:
-            nonlocal accepted
-            is_kept = await self._search.store(contact, record.key, data)
-            accepted += is_kept
-
         nearest = await self._search.find_nodes(record.key)
-        async with trio.open_nursery() as nursery:
-            for contact in nearest:
-                nursery.start_soon(store, contact)
-        return accepted
+        return await self._search.store_on(nearest[: self._replicas], record.key, data)
 
     def _sign(self, record: Record) -> bytes:
         # Milliseconds, so that a restarted node goes on above what it signed before.

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     current_loop: ContextVar[asyncio.AbstractEventLoop | None]
 
     def open_loop() -> AbstractAsyncContextManager[asyncio.AbstractEventLoop]: ...
-    async def run_aio_future(future: asyncio.Future[_T]) -> _T: ...
 
 else:
     from typing import Generic, TypeVar
@@ -71,7 +70,7 @@ else:
     from kademlia.node import Node
     from kademlia.protocol import KademliaProtocol
     from kademlia.storage import IStorage
-    from trio_asyncio import current_loop, open_loop, run_aio_future
+    from trio_asyncio import current_loop, open_loop
 
     _T = TypeVar("_T")
 
@@ -90,5 +89,4 @@ __all__ = [
     "RoutingTable",
     "current_loop",
     "open_loop",
-    "run_aio_future",
 ]

@@ -141,6 +141,12 @@ class Table(RoutingTable[Bucket]):
         if bucket.replacement_nodes or peer.failures >= MAX_FAILURES:
             bucket.remove_node(peer)
 
+    def remove(self, node_id: bytes) -> None:
+        """Forget this contact, if we have it."""
+        peer = self.peer(node_id)
+        if peer is not None:
+            self.buckets[self.get_bucket_for(peer)].remove_node(peer)
+
     def peers(self) -> list[Peer]:
         """Every contact, in order of id ranges."""
         return [peer for bucket in self.buckets for peer in bucket.nodes.values()]

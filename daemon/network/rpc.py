@@ -79,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    future: asyncio.Future[Answer | None]
+    settle: Callable[[Answer | None], None]
     timer: asyncio.TimerHandle
     node_id: bytes | None
     address: Address
@@ -121,6 +121,10 @@ class AuthenticatedProtocol(KademliaProtocol):
         self._addresses = Throttle(max_datagrams_per_s, 2 * max_datagrams_per_s)
         self._hosts = Throttle(HOST_RATE_FACTOR * max_datagrams_per_s, 2 * HOST_RATE_FACTOR * max_datagrams_per_s)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_client = False
+        """Whether what we send says that we cannot be asked from outside."""
+        self.reaches: Callable[[str], bool] = lambda host: True
+        """Whether the port can send to a host at all (its address family)."""
         self.router = Table(k, self.source_node, now_s, on_unproven)
         self.round_trips = RoundTrips()
         self.drops = Drops(now_s)
@@ -131,28 +135,36 @@ class AuthenticatedProtocol(KademliaProtocol):
         """The library makes any unknown name a remote call; here a misspelt name is an error."""
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    def attach(self, loop: asyncio.AbstractEventLoop, transport: asyncio.DatagramTransport) -> None:
-        """Start to send through ``transport``, with futures and timers on ``loop``."""
+    def attach(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.DatagramTransport,
+        reaches: Callable[[str], bool],
+    ) -> None:
+        """Start to send through ``transport``, which ``reaches`` some hosts, with timers on ``loop``."""
         self._loop = loop
+        self.reaches = reaches
         self.connection_made(transport)
 
     def detach(self) -> None:
         """Stop sending; every question still open counts as unanswered."""
         self._loop = None
         self.transport.close()
-        for question in list(self._outstanding.values()):
-            question.timer.cancel()
-            if not question.future.done():
-                question.future.set_result(None)
+        questions = list(self._outstanding.values())
         self._outstanding.clear()
+        for question in questions:
+            question.timer.cancel()
+            question.settle(None)
 
-    def ask(self, target: Contact | Address, query: Query) -> asyncio.Future[Answer | None] | None:
-        """Send ``query``; the future gives the authenticated answer, or None after the time-out.
+    def ask(self, target: Contact | Address, query: Query, settle: Callable[[Answer | None], None]) -> None:
+        """Send ``query``; ``settle`` gets the authenticated answer, or None after the time-out.
 
-        A bare address is asked without naming its id. None at once if we are not attached.
+        It must do no more than take it in: it runs while a datagram is handled. A bare address is asked without
+        naming its id. None at once if we are not attached.
         """
         if self._loop is None:
-            return None
+            settle(None)
+            return
         node_id, address = (target.node_id, target.address) if isinstance(target, Contact) else (None, target)
         message_id = self._randomness(queries.MESSAGE_ID_BYTES)
         wants_more = isinstance(query, (FindNode, FindValue))
@@ -161,12 +173,10 @@ class AuthenticatedProtocol(KademliaProtocol):
             queries.encode_query(message_id, query),
             at_least_bytes=PADDED_REQUEST_BYTES if wants_more else 0,
         )
-        future: asyncio.Future[Answer | None] = self._loop.create_future()
         timer = self._loop.call_later(self._timeout_for(node_id), self._timeout, message_id)
-        self._outstanding[message_id] = _Question(future, timer, node_id, address, self._loop.time())
+        self._outstanding[message_id] = _Question(settle, timer, node_id, address, self._loop.time())
         self._grant(address)
         self.transport.sendto(datagram, address)
-        return future
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         """Handle one datagram from the network; whatever is wrong with it is counted and ends here."""
@@ -250,7 +260,10 @@ class AuthenticatedProtocol(KademliaProtocol):
         body = queries.encode_answer(message.message_id, answer)
         self.transport.sendto(self._seal(opened.sender_id, body), address)
         self.answered += 1
-        self._hear(Contact(opened.sender_id, address[0], address[1], self._now_s()))
+        if opened.is_client:
+            self.router.remove(opened.sender_id)
+        else:
+            self._hear(Contact(opened.sender_id, address[0], address[1], self._now_s()))
 
     def _hear(self, contact: Contact) -> None:
         """A proven key asked us something: refresh it if its address is proven too, else have it proven."""
@@ -265,28 +278,33 @@ class AuthenticatedProtocol(KademliaProtocol):
         question = self._outstanding.get(message.message_id)
         if question is None:
             raise Unexpected("an answer to no open question")
-        if question.address != address or question.node_id not in (None, opened.sender_id):
-            raise Unexpected("an answer from another node than was asked")
+        if question.address != address:
+            raise Unexpected("an answer from another address than was asked")
+        assert self._loop is not None, "questions exist only while attached"
         del self._outstanding[message.message_id]
         question.timer.cancel()
+        if question.node_id not in (None, opened.sender_id):
+            # Whoever lives at that address took the question, so the node that was meant does not.
+            self._fail(question)
+            raise Unexpected("an answer from another node than was asked")
         contact = Contact(opened.sender_id, address[0], address[1], self._now_s())
-        peer = Peer(contact)
-        self.welcome_if_new(peer)
-        assert self._loop is not None, "questions exist only while attached"
         round_trip_s = self._loop.time() - question.asked_at_s
         self.round_trips.add(round_trip_s)
-        peer.round_trips.add(round_trip_s)
-        if not question.future.done():
-            question.future.set_result(Answer(contact, message.payload))
+        if not opened.is_client:
+            peer = Peer(contact)
+            self.welcome_if_new(peer)
+            peer.round_trips.add(round_trip_s)
+        question.settle(Answer(contact, message.payload))
 
     def _timeout(self, msg_id: bytes) -> None:
         question = self._outstanding.pop(msg_id, None)
-        if question is None:
-            return
+        if question is not None:
+            self._fail(question)
+
+    def _fail(self, question: _Question) -> None:
         if question.node_id is not None:
             self.router.fail(question.node_id)
-        if not question.future.done():
-            question.future.set_result(None)
+        question.settle(None)
 
     def _timeout_for(self, node_id: bytes | None) -> float:
         peer = self.router.peer(node_id) if node_id is not None else None
@@ -303,6 +321,7 @@ class AuthenticatedProtocol(KademliaProtocol):
             now_s=self._now_s(),
             nonce=self._randomness(NONCE_BYTES),
             at_least_bytes=at_least_bytes,
+            is_client=self.is_client,
         )
 
     def _is_admitted(self, address: Address) -> bool:

@@ -1,13 +1,16 @@
 """Asking the network: single questions, iterative look-ups, and records gathered on the way.
 
-The trio side of `protocol.lookup`: each question is a task that waits for one asyncio future of the protocol.
+The trio side of `protocol.lookup`: one task drives a look-up; its answers come in through plain callbacks.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias, TypeVar
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal, TypeVar
 
 import trio
 
@@ -15,16 +18,52 @@ from moed.protocol import queries
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import NodeId
 from moed.protocol.lookup import Lookup
-from moed.protocol.queries import Contact, FindNode, FindValue, Ping, Query, Store
-from moed.protocol.records import PeerRecord, TopicEntry, merge_records
+from moed.protocol.queries import Contact, FindNode, FindValue, Ping, Query, Store, Stun
+from moed.protocol.records import Gathered, PeerRecord, TopicEntry
 
 from .datagrams import Address
-from .library import Node, run_aio_future
+from .library import Node
 from .rpc import Answer, AuthenticatedProtocol
 
-_Heard: TypeAlias = tuple[list[Contact], bool]
-"""Nearer contacts, and whether a valid record came with them."""
 _T = TypeVar("_T")
+
+GET_PATHS = 3
+MIN_HEDGE_S = 0.05
+"""A node is slow at the earliest after this time; below it our own load makes the difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One question of a look-up, for people who want to see the way it took. Times are in seconds from its start."""
+
+    contact: Contact
+    path: int
+    hop: int
+    asked_s: float
+    took_s: float
+    outcome: Literal["value", "nodes", "silent"]
+    named: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a look-up for records brought: the newest valid ones, how many nodes had any, and how far they were."""
+
+    records: list[PeerRecord | TopicEntry]
+    values: int
+    value_hop: int
+    asked: int
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A node that is being asked, what it has said so far, and when that began."""
+
+    contact: Contact
+    asked_at_s: float
+    nearer: list[Contact]
+    has_value: bool = False
+    pieces: int = 0
 
 
 class Search:
@@ -40,7 +79,7 @@ class Search:
         alpha: int,
         now_s: Callable[[], float],
     ) -> None:
-        self._protocol = protocol
+        self.protocol = protocol
         self._own_id = own_id
         self._network_id = network_id
         self._k = k
@@ -50,9 +89,14 @@ class Search:
     async def ping(self, target: Contact | Address) -> Contact | None:
         """Who answers there (the contact itself, or whoever has the address), or None."""
         answer = await self._ask(target, Ping(self._own_id))
-        if answer is None or self._decode(queries.decode_pong, answer) != answer.contact.node_id:
+        if answer is None or self.decode(queries.decode_pong, answer) != answer.contact.node_id:
             return None
         return answer.contact
+
+    async def stun(self, contact: Contact) -> Address | None:
+        """From which address ``contact`` sees us, by its own word."""
+        answer = await self._ask(contact, Stun())
+        return None if answer is None else self.decode(queries.decode_seen_from, answer)
 
     async def store(self, contact: Contact, key: bytes, record: bytes) -> bool:
         """Ask ``contact``, which was just heard, to keep ``record``; whether it now holds it.
@@ -61,106 +105,223 @@ class Search:
         """
         query = Store(self._own_id, key, record)
         answer = await self._ask(contact, query) or await self._ask(contact, query)
-        return answer is not None and self._decode(queries.decode_stored, answer) is True
+        return answer is not None and self.decode(queries.decode_stored, answer) is True
 
-    async def find_nodes(self, target: bytes) -> list[Contact]:
+    async def store_on(self, contacts: Sequence[Contact], key: bytes, record: bytes) -> int:
+        """`store` on each of ``contacts`` at the same time; on how many it is held now."""
+        accepted = 0
+        retry: list[Contact] = []
+        left = len(contacts)
+        done = trio.Event()
+        query = Store(self._own_id, key, record)
+
+        def settle(contact: Contact, answer: Answer | None) -> None:
+            nonlocal accepted, left
+            left -= 1
+            if answer is None:
+                retry.append(contact)
+            else:
+                accepted += self.decode(queries.decode_stored, answer) is True
+            if not left:
+                done.set()
+
+        for contact in contacts:
+            self.protocol.ask(contact, query, partial(settle, contact))
+        if contacts:
+            await done.wait()
+        async with trio.open_nursery() as nursery:
+
+            async def again(contact: Contact) -> None:
+                nonlocal accepted
+                answer = await self._ask(contact, query)
+                accepted += answer is not None and self.decode(queries.decode_stored, answer) is True
+
+            for contact in retry:
+                nursery.start_soon(again, contact)
+        return accepted
+
+    async def find_nodes(self, target: bytes, *, steps: list[Step] | None = None) -> list[Contact]:
         """The k nodes nearest to ``target`` that answer, nearest first, this node not among them."""
-
-        async def ask(contact: Contact) -> _Heard | None:
-            answer = await self._ask(contact, FindNode(self._own_id, target))
-            neighbors = None if answer is None else self._decode(queries.decode_neighbors, answer)
-            if answer is None or neighbors is None:
-                return None
-            nearer = self._usable(neighbors, answer)
-            return None if nearer is None else (nearer, False)
-
-        lookup = self._lookup(target)
-        await _drive(lookup, ask)
+        lookup = Lookup(target, self._own_id, self._starts(target), k=self._k, alpha=self._alpha)
+        await _Drive(self, lookup, FindNode(self._own_id, target), None, steps).run()
         return lookup.nearest()
 
     async def find_records(
-        self, key: bytes, held: Sequence[bytes], *, enough_values: int
-    ) -> list[PeerRecord | TopicEntry]:
+        self, key: bytes, held: Sequence[bytes], *, enough_values: int, steps: list[Step] | None = None
+    ) -> Found:
         """The newest valid record of each owner under ``key``, merged over ``held`` and the nodes asked.
 
-        Asks on until ``enough_values`` nodes have answered with a valid record, or the k nearest have answered.
+        Asks on, over disjoint paths, until ``enough_values`` nodes have answered with a valid record, or all that are
+        near have answered.
         """
-        answers = dict.fromkeys(held, True)
+        gathered = Gathered(key, self._network_id)
+        for record in held:
+            gathered.add(record, self._now_s())
+        lookup = Lookup(
+            key,
+            self._own_id,
+            self._starts(key),
+            k=self._k,
+            alpha=self._alpha,
+            paths=GET_PATHS,
+            enough_values=enough_values,
+        )
+        await _Drive(self, lookup, FindValue(self._own_id, key), gathered, steps).run()
+        return Found(gathered.records(), lookup.values, lookup.value_hop, lookup.asked)
 
-        async def ask(contact: Contact) -> _Heard | None:
-            return await self._fetch(contact, key, answers)
+    def is_valid(self, gathered: Gathered, record: bytes) -> bool:
+        """Add ``record`` to ``gathered``; only what checks counts as a value: nonsense must not end a search early."""
+        return gathered.add(record, self._now_s())
 
-        await _drive(self._lookup(key, enough_values=enough_values), ask)
-        return merge_records(list(answers), key, self._network_id, self._now_s())
-
-    async def _fetch(self, contact: Contact, key: bytes, answers: dict[bytes, bool]) -> _Heard | None:
-        """Add the set that ``contact`` holds under ``key``, piece by piece, to ``answers`` (record: is it valid).
-
-        Only what checks counts as a value: nonsense must not end the search early.
-        """
-        nearer: list[Contact] = []
-        has_value = False
-        offset = 0
-        for _ in range(queries.MAX_PIECES):
-            answer = await self._ask(contact, FindValue(self._own_id, key, offset))
-            found = None if answer is None else self._decode(queries.decode_found, answer)
-            usable = None if answer is None or found is None else self._usable(found.nodes, answer)
-            if found is None or usable is None:
-                return (nearer, has_value) if offset else None
-            nearer += usable
-            for record in found.value:
-                if record not in answers:
-                    answers[record] = bool(merge_records([record], key, self._network_id, self._now_s()))
-                has_value = has_value or answers[record]
-            if found.next is None or found.next <= offset:
-                break
-            offset = found.next
-        return nearer, has_value
-
-    def _lookup(self, target: bytes, *, enough_values: int = 0) -> Lookup:
-        router = self._protocol.router
-        router.buckets[router.get_bucket_for(Node(target))].touch_last_updated()
-        starts = [peer.contact for peer in router.find_neighbors(Node(target))]
-        return Lookup(target, self._own_id, starts, k=self._k, alpha=self._alpha, enough_values=enough_values)
-
-    async def _ask(self, target: Contact | Address, query: Query) -> Answer | None:
-        future = self._protocol.ask(target, query)
-        if future is None:
-            await trio.lowlevel.checkpoint()
-            return None
-        return await run_aio_future(future)
-
-    def _decode(self, decoder: Callable[[bytes], _T], answer: Answer) -> _T | None:
+    def decode(self, decoder: Callable[[bytes], _T], answer: Answer) -> _T | None:
+        """What ``decoder`` reads from ``answer``, or None for nonsense, which is counted."""
         try:
             return decoder(answer.payload)
         except RemoteProtocolError as error:
-            self._protocol.drops.count(error.code, answer.contact.address, detail=str(error))
+            self.protocol.drops.count(error.code, answer.contact.address, detail=str(error))
             return None
 
-    def _usable(self, neighbors: list[tuple[bytes, str, int]], answer: Answer) -> list[Contact] | None:
-        """``neighbors`` as contacts; loopback ones only from a loopback node, or we could be aimed at ourselves."""
-        contacts = self._decode(lambda _: queries.contacts_of(neighbors), answer)
-        if contacts is None or ipaddress.ip_address(answer.contact.host).is_loopback:
-            return contacts
-        return [each for each in contacts if not ipaddress.ip_address(each.host).is_loopback]
+    def usable(self, neighbors: list[tuple[bytes, str, int]], answer: Answer) -> list[Contact] | None:
+        """``neighbors`` as contacts that this node can reach.
+
+        Loopback ones come only from a loopback node, or we could be aimed at ourselves.
+        """
+        contacts = self.decode(lambda _: queries.contacts_of(neighbors), answer)
+        if contacts is None:
+            return None
+        is_local = _is_loopback(answer.contact.host)
+        reaches = self.protocol.reaches
+        return [each for each in contacts if reaches(each.host) and (is_local or not _is_loopback(each.host))]
+
+    def _starts(self, target: bytes) -> list[Contact]:
+        router = self.protocol.router
+        router.buckets[router.get_bucket_for(Node(target))].touch_last_updated()
+        return [peer.contact for peer in router.find_neighbors(Node(target))]
+
+    async def _ask(self, target: Contact | Address, query: Query) -> Answer | None:
+        outcome: Answer | None = None
+        done = trio.Event()
+
+        def settle(answer: Answer | None) -> None:
+            nonlocal outcome
+            outcome = answer
+            done.set()
+
+        self.protocol.ask(target, query, settle)
+        await done.wait()
+        return outcome
 
 
-async def _drive(lookup: Lookup, ask: Callable[[Contact], Awaitable[_Heard | None]]) -> None:
-    """Ask what ``lookup`` wants asked until it is finished; questions still open then are given up."""
-    async with trio.open_nursery() as nursery:
+class _Drive:
+    """One look-up under way: asks what it wants asked, and hands it the answers in the order in which they come."""
 
-        async def query(contact: Contact) -> None:
-            heard = await ask(contact)
-            if heard is None:
-                lookup.on_failure(contact)
-            else:
-                lookup.on_answer(contact, heard[0], has_value=heard[1])
-            go_on()
+    def __init__(
+        self,
+        search: Search,
+        lookup: Lookup,
+        query: FindNode | FindValue,
+        gathered: Gathered | None,
+        steps: list[Step] | None,
+    ) -> None:
+        self._search = search
+        self._lookup = lookup
+        self._query = query
+        self._gathered = gathered
+        self._steps = steps
+        self._inbox: deque[tuple[_Open, Answer | None]] = deque()
+        self._news = trio.Event()
+        self._unanswered: deque[_Open] = deque()
+        self._started_at_s = trio.current_time()
 
-        def go_on() -> None:
-            for contact in lookup.next_queries():
-                nursery.start_soon(query, contact)
-            if lookup.is_finished:
-                nursery.cancel_scope.cancel()
+    async def run(self) -> None:
+        """Return once the look-up is finished; answers that come later are not waited for."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            for contact in self._lookup.next_queries():
+                asked = _Open(contact, trio.current_time(), [])
+                self._unanswered.append(asked)
+                self._ask(asked, self._query)
+            if self._lookup.is_finished:
+                return
+            if not self._inbox:
+                await self._wait()
+            while self._inbox:
+                self._take(*self._inbox.popleft())
+            self._report_slow()
 
-        go_on()
+    def _ask(self, asked: _Open, query: Query) -> None:
+        def settle(answer: Answer | None) -> None:
+            self._inbox.append((asked, answer))
+            self._news.set()
+
+        self._search.protocol.ask(asked.contact, query, settle)
+
+    async def _wait(self) -> None:
+        self._news = trio.Event()
+        hedge_s = self._search.protocol.round_trips.hedge_s(MIN_HEDGE_S)
+        oldest = self._unanswered[0].asked_at_s + hedge_s if self._unanswered else float("inf")
+        with trio.move_on_at(oldest):
+            await self._news.wait()
+
+    def _report_slow(self) -> None:
+        """Tell the look-up of nodes that take longer than most do, so that it asks others beside them."""
+        now_s, hedge_s = trio.current_time(), self._search.protocol.round_trips.hedge_s(MIN_HEDGE_S)
+        # The very sum that `_wait` waits for: a rounding difference between the two would spin on virtual time.
+        while self._unanswered and self._unanswered[0].asked_at_s + hedge_s <= now_s:
+            self._lookup.on_slow(self._unanswered.popleft().contact)
+
+    def _take(self, asked: _Open, answer: Answer | None) -> None:
+        go_on_at = self._read(asked, answer) if answer is not None else None
+        if go_on_at:
+            assert isinstance(self._query, FindValue)
+            self._ask(asked, FindValue(self._query.asker, self._query.key, go_on_at))
+            return
+        if asked in self._unanswered:
+            self._unanswered.remove(asked)
+        is_heard = asked.pieces > 0
+        if self._steps is not None:
+            self._note(asked, is_heard)
+        if is_heard:
+            self._lookup.on_answer(asked.contact, asked.nearer, has_value=asked.has_value)
+        else:
+            self._lookup.on_failure(asked.contact)
+
+    def _read(self, asked: _Open, answer: Answer) -> int | None:
+        """Add what came to what ``asked`` has said; returns where its set goes on, if it does."""
+        search = self._search
+        if self._gathered is None:
+            neighbors, records, after = search.decode(queries.decode_neighbors, answer), [], None
+        else:
+            found = search.decode(queries.decode_found, answer)
+            neighbors, records, after = (None, [], None) if found is None else (found.nodes, found.value, found.next)
+        usable = None if neighbors is None else search.usable(neighbors, answer)
+        if usable is None:
+            return None
+        asked.pieces += 1
+        asked.nearer += usable
+        if self._gathered is not None:
+            for record in records:
+                asked.has_value |= search.is_valid(self._gathered, record)
+        if after is None or asked.pieces >= queries.MAX_PIECES:
+            return None
+        return after
+
+    def _note(self, asked: _Open, is_heard: bool) -> None:
+        assert self._steps is not None
+        path, hop = self._lookup.place_of(asked.contact)
+        self._steps.append(
+            Step(
+                contact=asked.contact,
+                path=path,
+                hop=hop,
+                asked_s=asked.asked_at_s - self._started_at_s,
+                took_s=trio.current_time() - asked.asked_at_s,
+                outcome="silent" if not is_heard else "value" if asked.has_value else "nodes",
+                named=len(asked.nearer),
+            )
+        )
+
+
+@lru_cache(maxsize=4096)
+def _is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback

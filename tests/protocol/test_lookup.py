@@ -125,4 +125,4 @@ def test_a_liar_cannot_aim_the_questions_at_one_address_nor_fill_memory() -> Non
             lookup.on_failure(each)
     assert victims == 3
     flooded = Lookup(bytes(20), b"self" * 5, [contact(number) for number in range(5000)], k=K, alpha=ALPHA)
-    assert len(flooded._states) == 4 * K
+    assert len(flooded._paths[0].known) == len(flooded._paths[0].order) == 16 * K

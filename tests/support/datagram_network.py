@@ -55,6 +55,9 @@ class MemoryPort:
         if not self.is_dead:
             self.network.carry(data, self.address, address)
 
+    def reaches(self, host: str) -> bool:
+        return True
+
     def accept(self, arrival_s: float, data: bytes, source: Address) -> None:
         if not self.is_dead:
             self._arriving.append((arrival_s, data, source))

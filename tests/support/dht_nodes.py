@@ -33,7 +33,7 @@ class LoopbackNode:
 
 @asynccontextmanager
 async def loopback_nodes(
-    count: int, *, joined: bool = True, max_datagrams_per_s: float = 2000
+    count: int, *, joined: bool = True, max_datagrams_per_s: float = 2000, replicas: int | None = None
 ) -> AsyncIterator[list[LoopbackNode]]:
     """``count`` nodes on 127.0.0.1, all joined through the first; everything is closed at the end."""
     sockets = []
@@ -43,7 +43,7 @@ async def loopback_nodes(
             socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
             sockets.append(socket)
             await socket.bind(("127.0.0.1", 0))
-            dht = Dht(identity(number), NETWORK_ID, max_datagrams_per_s=max_datagrams_per_s)
+            dht = Dht(identity(number), NETWORK_ID, max_datagrams_per_s=max_datagrams_per_s, replicas=replicas)
             await nursery.start(dht.run, socket)
             nodes.append(LoopbackNode(dht, identity(number), socket.getsockname()))
         for node in nodes[1:] if joined else ():

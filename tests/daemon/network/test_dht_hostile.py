@@ -36,6 +36,9 @@ class CapturingPort:
         self.captured.append(data)
         self.inner.send(data, address)
 
+    def reaches(self, host: str) -> bool:
+        return self.inner.reaches(host)
+
     async def receive(self) -> list[tuple[bytes, Address]]:
         batch = await self.inner.receive()
         self.captured += [data for data, _ in batch]
