@@ -7,6 +7,7 @@ WAL with ``synchronous=FULL``: a block is on disk, whole and with the state afte
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +25,7 @@ from moed.protocol.errors import RemoteProtocolError
 from .errors import StoreCorrupt, StoreFailed
 
 SCHEMA_VERSION = 1
+_MAX_INTEGER = 2**63 - 1  # SQLite's; heights that peers and callers ask for may be larger
 
 
 class Store:
@@ -37,14 +39,23 @@ class Store:
         """
         self.path = path
         self.genesis = genesis
+        # Worker threads share the one connection, and with it the one transaction: without the lock a second
+        # writer would fail inside the first one's, and a reader would see a block that is not on disk yet.
+        self._lock = threading.Lock()
         try:
-            # the one writer may be called from any worker thread, but only from one at a time
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        except sqlite3.DatabaseError as error:
+            raise self._failure("open", error) from error
+        try:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._prepare()
         except sqlite3.DatabaseError as error:
+            self._db.close()
             raise self._failure("open", error) from error
+        except StoreCorrupt:
+            self._db.close()
+            raise
 
     def _prepare(self) -> None:
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -74,7 +85,7 @@ class Store:
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+        return _Transaction(self._db, self._lock)
 
     def _failure(self, doing: str, error: sqlite3.DatabaseError) -> StoreFailed | StoreCorrupt:
         code = getattr(error, "sqlite_errorname", "")
@@ -94,8 +105,9 @@ class Store:
         Raises `StoreCorrupt` if they differ.
         """
         try:
-            rows = self._db.execute("SELECT key, value FROM state").fetchall()
-            last = self._db.execute('SELECT block, "commit" FROM blocks ORDER BY height DESC LIMIT 1').fetchone()
+            with self._lock:
+                rows = self._db.execute("SELECT key, value FROM state").fetchall()
+                last = self._db.execute('SELECT block, "commit" FROM blocks ORDER BY height DESC LIMIT 1').fetchone()
         except sqlite3.DatabaseError as error:
             raise self._failure("read", error) from error
         try:
@@ -127,10 +139,12 @@ class Store:
 
     def encoded_blocks(self, start: int, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to ``limit`` blocks from height ``start`` on, each with its commit, as stored."""
+        start = max(1, min(start, _MAX_INTEGER))
         try:
-            rows = self._db.execute(
-                'SELECT block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?', (start, limit)
-            ).fetchall()
+            with self._lock:
+                rows = self._db.execute(
+                    'SELECT block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?', (start, limit)
+                ).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._failure("read", error) from error
         return [(bytes(block), bytes(commit)) for block, commit in rows]
@@ -156,12 +170,17 @@ class Store:
 
     def remembered_peers(self) -> list[tuple[bytes, str, int, int]]:
         """What `remember_peers` last kept, the most recently seen first."""
-        rows = self._db.execute("SELECT node_id, host, port, last_seen FROM peers ORDER BY last_seen DESC")
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT node_id, host, port, last_seen FROM peers ORDER BY last_seen DESC"
+            ).fetchall()
         return [(bytes(node_id), host, port, seen) for node_id, host, port, seen in rows]
 
     def stored_state(self) -> Mapping[bytes, bytes]:
         """The state's records as stored, for a check against a fresh execution."""
-        return {bytes(key): bytes(value) for key, value in self._db.execute("SELECT key, value FROM state")}
+        with self._lock:
+            rows = self._db.execute("SELECT key, value FROM state").fetchall()
+        return {bytes(key): bytes(value) for key, value in rows}
 
     def close(self) -> None:
         self._db.close()
@@ -179,18 +198,31 @@ _REMEDY = "run `moed chain verify`, then restore the file from a backup or sync 
 
 
 class _Transaction:
-    """All of the statements inside, or none."""
+    """All of the statements inside, or none; no other thread's statement comes in between."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, lock: threading.Lock) -> None:
         self._db = db
+        self._lock = lock
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._lock.acquire()
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            # a full or broken disk has ended the transaction already: a second end would hide what happened
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._lock.release()
 
 
 def verify_chain(store: Store) -> Head:

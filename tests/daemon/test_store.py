@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,55 @@ def test_remembered_peers_come_back_newest_first(tmp_path: Path) -> None:
         store.remember_peers([(b"\1" * 20, "old", 1, 1)])
         store.remember_peers([(b"\2" * 20, "b", 2, 10), (b"\3" * 20, "c", 3, 20)])
         assert [host for _, host, _, _ in store.remembered_peers()] == ["c", "b"]
+
+
+def test_threads_that_write_at_the_same_time_wait_for_each_other(tmp_path: Path) -> None:
+    """Blocks, remembered peers and readers of several threads share the file without failing or mixing."""
+    rows = [(number.to_bytes(20, "big"), "host", 1, number) for number in range(200)]
+    failures: list[BaseException] = []
+
+    def repeat(store: Store, what: str) -> None:
+        try:
+            if what == "append":
+                append_blocks(store, store.load_head(), 15)
+            for _ in range(15):
+                store.remember_peers(rows) if what == "remember" else store.encoded_blocks(1, 10)
+        except BaseException as error:  # handed to the test's own thread
+            failures.append(error)
+
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        threads = [
+            threading.Thread(target=repeat, args=(store, what)) for what in ("append", "remember", "remember", "read")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert verify_chain(store).height == 15
+        assert len(store.remembered_peers()) == 200
+
+
+def test_a_full_disk_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    """The message says what to do, and what was stored before is still there, whole."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        head = store.load_head()
+        append_blocks(store, head, 1)
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreFailed, match="is full"):
+            append_blocks(store, head, 100)
+        assert store.load_head().height == head.height
+        store._db.execute("PRAGMA max_page_count = 100000")
+        append_blocks(store, store.load_head(), 1)
+
+
+@pytest.mark.parametrize("start", [2**64 - 1, -(2**64), 0])
+def test_any_height_may_be_asked_for(start: int, tmp_path: Path) -> None:
+    """A number that no database holds is answered with what there is, not with a crash."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        append_blocks(store, store.load_head(), 2)
+        assert len(store.encoded_blocks(start, 10)) == (2 if start < 1 else 0)
 
 
 def test_a_kill_loses_no_acknowledged_block(tmp_path: Path) -> None:
