@@ -8,7 +8,7 @@ wire, sends it, and gives it back here; the machine counts its own votes like an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -54,11 +54,12 @@ class Propose:
 
 @dataclass(frozen=True, slots=True)
 class CastVote:
-    """Persist, sign and send this vote."""
+    """Persist, sign and send this vote; a precommit for a block comes with the proposal that it locks on."""
 
     kind: VoteKind
     round: int
     block_hash: bytes
+    locks_on: Proposal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Rounds:
         self._locked: tuple[int, bytes] = (-1, NO_BLOCK)
         self._valid: tuple[int, Block | None] = (-1, None)
         self._fired: set[tuple[str, int]] = set()
+        self._resumed: tuple[int, Step] | None = None
 
     # what comes in
 
@@ -122,7 +124,30 @@ class Rounds:
         """Begin round 0: the block interval has passed."""
         if self.step != Step.WAITING:
             return []
-        return self._start_round(0) + self._react()
+        if self._resumed is None:
+            return self._start_round(0) + self._react()
+        self.round, self.step = self._resumed
+        if self.step == Step.PROPOSE:
+            return [self._schedule(Step.PROPOSE, self._params.timeout_propose_ms), *self._react()]
+        return self._react()
+
+    def resume(self, proposals: Iterable[Proposal], votes: Iterable[Vote]) -> None:
+        """Before `start`: take back what we signed at this height before a restart, and the lock that follows from it.
+
+        The machine then starts in the round and step that were signed last, and never votes against its own lock.
+        """
+        for proposal in proposals:
+            self.proposals.setdefault(proposal.round, proposal)
+        last = (-1, Step.WAITING)
+        for proposal in self.proposals.values():
+            last = max(last, (proposal.round, Step.PROPOSE))
+        for vote in votes:
+            self.tally.add(vote)
+            last = max(last, (vote.round, Step.PREVOTE if vote.kind is VoteKind.PREVOTE else Step.PRECOMMIT))
+            if vote.kind is VoteKind.PRECOMMIT and vote.block_hash != NO_BLOCK and vote.round > self._locked[0]:
+                self._locked = (vote.round, vote.block_hash)
+                self._valid = (vote.round, self._find_block(vote.block_hash))
+        self._resumed = last if last[0] >= 0 else None
 
     def on_proposal(self, proposal: Proposal) -> list[Effect]:
         """Take a proposal. Raises `Unexpected` or `BadSignature`; then nothing changed."""
@@ -241,7 +266,7 @@ class Rounds:
         if self.step != Step.PREVOTE:
             return []
         self._locked = (self.round, block_hash)
-        return self._cast(VoteKind.PRECOMMIT, block_hash)
+        return self._cast(VoteKind.PRECOMMIT, block_hash, locks_on=proposal)
 
     def _rule_6_nil(self) -> list[Effect] | None:
         if self.step != Step.PREVOTE:
@@ -281,9 +306,9 @@ class Rounds:
 
     # their parts
 
-    def _cast(self, kind: VoteKind, block_hash: bytes) -> list[Effect]:
+    def _cast(self, kind: VoteKind, block_hash: bytes, *, locks_on: Proposal | None = None) -> list[Effect]:
         self.step = Step.PREVOTE if kind is VoteKind.PREVOTE else Step.PRECOMMIT
-        return [CastVote(kind, self.round, block_hash)] if self._me is not None else []
+        return [CastVote(kind, self.round, block_hash, locks_on)] if self._me is not None else []
 
     def _schedule(self, step: Step, base_ms: int) -> ScheduleTimeout:
         after_ms = base_ms + self.round * self._params.timeout_delta_ms

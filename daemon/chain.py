@@ -315,7 +315,9 @@ class Chain:
         if self._signer is None:
             return []
         height = self._rounds.height
-        signed = await self._run_blocking(self._signer.vote, vote.kind, height, vote.round, vote.block_hash)
+        signed = await self._run_blocking(
+            self._signer.vote, vote.kind, height, vote.round, vote.block_hash, vote.locks_on
+        )
         if signed is None:
             logger.warning("chain.vote_withheld", height=height, round=vote.round, kind=vote.kind.name.lower())
             return []
@@ -384,7 +386,7 @@ class Chain:
         batch.done.set()
 
     def _new_rounds(self) -> Rounds:
-        return Rounds(
+        rounds = Rounds(
             self.head.height + 1,
             self.head.validators,
             self._identity.public_key if self._signer is not None else None,
@@ -392,6 +394,10 @@ class Chain:
             network_id=self.head.network_id,
             is_valid=self._judge,
         )
+        if self._signer is not None:
+            before = self._signer.signed_at(rounds.height)
+            rounds.resume(before.proposals, before.votes)
+        return rounds
 
     def _schedule_start(self) -> None:
         due_ms = self.head.time_ms + self.head.params.block_interval_ms

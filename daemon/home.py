@@ -42,8 +42,8 @@ class Home:
 
     @property
     def signed(self) -> Path:
-        """The record of the last vote that this node signed."""
-        return self.folder / "signed.cbor"
+        """The journal of what this node signed at the height under way."""
+        return self.folder / "signed.journal"
 
     @property
     def experts(self) -> Path:

@@ -28,6 +28,7 @@ from .control.server import ControlServer
 from .discovery import Discovery
 from .errors import NodeError, PortTaken
 from .home import Home
+from .journal import FileJournal
 from .keystore import hold_identity
 from .log_ring import LogRing
 from .logs import configure_logging
@@ -97,7 +98,7 @@ class Node:
 
     def _open_chain(self, store: Store) -> Chain:
         head = store.load_head()
-        signer = Signer(self._identity, head.network_id, self._home.signed)
+        signer = Signer(self._identity, head.network_id, FileJournal(self._home.signed))
         return Chain(head, store, self._identity, signer, now_ms=now_ms)
 
     async def _run_rings(

@@ -319,3 +319,49 @@ def test_all_agree_in_any_order_of_messages(seed: int) -> None:
     head = new_head()
     for decision in network.decided.values():
         head.check_final(decision.block, decision.commit)
+
+
+def test_a_restart_keeps_the_lock() -> None:
+    """A machine that resumes from its signed messages is locked as before: it refuses a fresh other block."""
+    rounds, block = make_rounds(KEYS[0]), block_by(1)
+    lock_on(rounds, block)
+    again = make_rounds(KEYS[0])
+    own = [vote(KEYS[0], VoteKind.PREVOTE, block.hash), vote(KEYS[0], VoteKind.PRECOMMIT, block.hash)]
+    again.resume([propose(block)], own)
+    assert cast(again.start()) == []
+    assert (again.round, again.step) == (0, Step.PRECOMMIT)
+    again.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    assert cast(again.on_proposal(propose(block_by(2), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
+
+
+def test_a_restart_without_the_lock_would_vote_against_it() -> None:
+    """What the test above guards: forgetting the lock changes the vote."""
+    forgetful = make_rounds(KEYS[0])
+    forgetful.start()
+    forgetful.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    other = block_by(2)
+    assert cast(forgetful.on_proposal(propose(other, 1))) == [(VoteKind.PREVOTE, 1, other.hash)]
+
+
+@pytest.mark.parametrize("signed", [1, 2, 3], ids=["proposal", "prevote", "precommit"])
+def test_a_validator_alone_goes_on_from_any_signed_step(signed: int) -> None:
+    """Cut after its proposal, prevote or precommit, a network of one decides that very block after the restart."""
+    genesis = make_genesis((5,))
+    head = Head.at_genesis(genesis)
+    me = key(1)
+    block = head.build([], proposer=me.public_key, now_ms=head.time_ms + 1)[0]
+    proposal = sign_proposal(me, genesis.network_id, 0, -1, block)
+    votes = [sign_vote(me, genesis.network_id, kind, 1, 0, block.hash) for kind in VoteKind]
+    rounds = Rounds(
+        1, head.validators, me.public_key, params=genesis.params, network_id=genesis.network_id, is_valid=lambda _: True
+    )
+    rounds.resume([proposal], votes[: signed - 1])
+    waiting = list(rounds.start())
+    decided = []
+    while waiting:
+        match waiting.pop(0):
+            case CastVote() as one:
+                waiting += rounds.on_vote(sign_vote(me, genesis.network_id, one.kind, 1, one.round, one.block_hash))
+            case Decide() as decision:
+                decided.append(decision.block.hash)
+    assert decided == [block.hash]

@@ -15,6 +15,7 @@ from moed.consensus.state import read_account
 from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
 from moed.daemon.chain import Chain
+from moed.daemon.journal import FileJournal
 from moed.daemon.network.calls import Call, Handler, Reply
 from moed.daemon.network.peers import Peers
 from moed.daemon.node import now_ms
@@ -53,7 +54,7 @@ async def run_chain(folder: Path, identity: Identity, *, signs: bool = True) -> 
     """A chain in ``folder`` under ``identity`` with sessions of its own."""
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240  # a test's own folder in memory or near it
     with Store(folder / "chain.db", GENESIS) as store:
-        signer = Signer(identity, GENESIS.network_id, folder / "signed.cbor") if signs else None
+        signer = Signer(identity, GENESIS.network_id, FileJournal(folder / "signed.journal")) if signs else None
         chain = Chain(store.load_head(), store, identity, signer, now_ms=now_ms)
         peers = Peers(
             identity,

@@ -1,4 +1,4 @@
-"""A validator signs each step once, whatever happens to it in between."""
+"""A validator signs each step once and keeps its locks, whatever happens to it in between."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moed.consensus.blocks import NO_BLOCK, Block, VoteKind
+from moed.consensus.blocks import NO_BLOCK, Block, Proposal, VoteKind, sign_proposal
 from moed.consensus.transition import Head
 from moed.daemon.errors import StoreCorrupt
+from moed.daemon.journal import FileJournal
 from moed.daemon.signer import Signer
 from support.chains import key, make_genesis
 
@@ -17,12 +18,16 @@ GENESIS = make_genesis((60, 40))
 
 
 def make_signer(folder: Path) -> Signer:
-    return Signer(key(1), GENESIS.network_id, folder / "signed.cbor")
+    return Signer(key(1), GENESIS.network_id, FileJournal(folder / "signed.journal"))
 
 
 def make_block(number: int) -> Block:
     head = Head.at_genesis(GENESIS)
     return head.build([], proposer=key(1).public_key, now_ms=head.time_ms + number)[0]
+
+
+def make_proposal(number: int, round_number: int = 0) -> Proposal:
+    return sign_proposal(key(2), GENESIS.network_id, round_number, -1, make_block(number))
 
 
 def test_a_step_back_is_refused_and_a_repeat_gives_the_same(tmp_path: Path) -> None:
@@ -64,8 +69,26 @@ def test_restarts_never_equivocate(tmp_path: Path) -> None:
     assert len(given) > 20
 
 
-def test_a_damaged_record_stops_the_validator(tmp_path: Path) -> None:
+def test_what_was_signed_at_this_height_comes_back(tmp_path: Path) -> None:
+    """Votes and the proposals that they lock on are known again after a restart; a new height forgets them."""
+    signer = make_signer(tmp_path)
+    locked = make_proposal(1)
+    votes = [
+        signer.vote(VoteKind.PREVOTE, 1, 0, locked.block.hash),
+        signer.vote(VoteKind.PRECOMMIT, 1, 0, locked.block.hash, locked),
+        signer.vote(VoteKind.PREVOTE, 1, 1, NO_BLOCK),
+    ]
+    before = make_signer(tmp_path).signed_at(1)
+    assert list(before.votes) == votes
+    assert list(before.proposals) == [locked]
+    again = make_signer(tmp_path)
+    assert again.vote(VoteKind.PREVOTE, 2, 0, NO_BLOCK) is not None
+    assert again.signed_at(1).votes == ()
+    assert len(make_signer(tmp_path).signed_at(2).votes) == 1
+
+
+def test_a_foreign_journal_stops_the_validator(tmp_path: Path) -> None:
     """Without knowing what it signed it must not sign."""
-    (tmp_path / "signed.cbor").write_bytes(b"\xff\xff")
+    FileJournal(tmp_path / "signed.journal").append(b"\xff\xff")
     with pytest.raises(StoreCorrupt, match="slashed"):
         make_signer(tmp_path)

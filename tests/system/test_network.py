@@ -80,3 +80,18 @@ def test_the_chain_waits_for_two_thirds_and_goes_on(tmp_path: Path) -> None:
         for daemon in daemons:
             daemon.wait_height(height + 5)
         assert len({daemon.state_root_at(height + 5) for daemon in daemons}) == 1
+
+
+def test_a_network_of_one_survives_being_killed_again_and_again(tmp_path: Path) -> None:
+    """`kill -9` at many moments, between signing and deciding too, never leaves a validator that waits for itself."""
+    params = ChainParams(block_interval_ms=1, tempo=50, timeout_propose_ms=1_000, timeout_vote_ms=500)
+    (daemon,) = make_network(tmp_path, (5,), params=params)
+    height = 0
+    with running(daemon):
+        for turn in range(8):
+            height = daemon.wait_height(height + 3 + turn)["height"]
+            daemon.kill()
+            daemon.start()
+        daemon.wait_height(height + 5)
+        assert daemon.stop() == 0
+    assert run_moed("chain", "verify", "--home", str(daemon.home.folder)).returncode == 0

@@ -1,0 +1,53 @@
+"""The journal holds every entry whose append returned, however the file was cut behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moed.daemon.journal import FileJournal
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=40), max_size=6), st.binary(max_size=40), st.data())
+def test_a_cut_loses_only_the_entry_under_way(
+    tmp_path: Path, acknowledged: list[bytes], under_way: bytes, data: st.DataObject
+) -> None:
+    """Cut anywhere inside the last, unacknowledged entry: the ones before it are whole, and writing goes on."""
+    path = tmp_path / "journal"
+    path.unlink(missing_ok=True)
+    journal = FileJournal(path)
+    for entry in acknowledged:
+        journal.append(entry)
+    safe = path.stat().st_size if acknowledged else 0
+    journal.append(under_way)
+    cut = data.draw(st.integers(safe, path.stat().st_size - 1))
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    again = FileJournal(path)
+    assert again.entries() == acknowledged
+    again.append(b"next")
+    assert FileJournal(path).entries() == [*acknowledged, b"next"]
+
+
+def test_damage_ends_the_journal_where_it_is(tmp_path: Path) -> None:
+    """A flipped bit in an entry is noticed by its checksum; what stands before it is kept."""
+    path = tmp_path / "journal"
+    journal = FileJournal(path)
+    for entry in (b"one", b"two", b"three"):
+        journal.append(entry)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert FileJournal(path).entries() == [b"one", b"two"]
+
+
+def test_a_restart_replaces_everything(tmp_path: Path) -> None:
+    """After a restart the journal holds the new entries alone."""
+    journal = FileJournal(tmp_path / "journal")
+    journal.append(b"old")
+    journal.restart([b"new"])
+    journal.append(b"newer")
+    assert journal.entries() == FileJournal(tmp_path / "journal").entries() == [b"new", b"newer"]
