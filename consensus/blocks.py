@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from moed.protocol.codec import Record, encode, encode_record, require_length
+from moed.protocol.codec import Record, decode_record, encode, encode_record, require_length
 from moed.protocol.domains import Domain, tagged_hash
 from moed.protocol.errors import BadSignature
 from moed.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
@@ -23,6 +23,9 @@ NO_BLOCK = b""
 """The block hash of a vote for no block (nil)."""
 MAX_ROUND = 1_000
 """A network that disagrees this often at one height needs people, not another round."""
+
+MAX_BLOCK_RECORD_BYTES = 1 << 22
+"""No block, proposal or commit is longer when encoded; `ChainParams` bounds what goes into one accordingly."""
 
 Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
 
@@ -139,6 +142,16 @@ class Proposal(Record, frozen=True, kw_only=True):
         """Raise `BadSignature` unless ``proposer``, whose turn it is, signed this block for this round."""
         payload = proposal_payload(self.height, self.round, self.valid_round, self.block.hash)
         verify(proposer, Domain.PROPOSAL, network_id, payload, self.signature)
+
+
+def decode_block(data: bytes | memoryview) -> Block:
+    """Parse one block from its own bytes. Raises `Malformed` or `TooLarge`; no rule of the chain is checked."""
+    return decode_record(data, Block, max_bytes=MAX_BLOCK_RECORD_BYTES)
+
+
+def decode_commit(data: bytes | memoryview) -> Commit:
+    """Parse one commit from its own bytes. Raises `Malformed` or `TooLarge`; its signatures are not checked."""
+    return decode_record(data, Commit, max_bytes=MAX_BLOCK_RECORD_BYTES)
 
 
 def vote_payload(kind: VoteKind, height: int, round_number: int, block_hash: bytes) -> bytes:

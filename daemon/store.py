@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from moed.consensus.blocks import GENESIS_COMMIT, Block, Commit
+from moed.consensus.blocks import GENESIS_COMMIT, Block, Commit, decode_block, decode_commit
 from moed.consensus.errors import RuleBroken
 from moed.consensus.genesis import Genesis, genesis_state
 from moed.consensus.state import State, decode_state_record
 from moed.consensus.transition import Executed, Head
-from moed.protocol.codec import decode_record, encode_record
+from moed.protocol.codec import encode_record
 from moed.protocol.errors import RemoteProtocolError
 
 from .errors import StoreCorrupt, StoreFailed
@@ -112,8 +112,8 @@ class Store:
             raise self._failure("read", error) from error
         try:
             state = State({bytes(key): decode_state_record(bytes(key), bytes(value)) for key, value in rows})
-            header = decode_record(last[0], Block).header if last else None
-            commit = decode_record(last[1], Commit) if last else GENESIS_COMMIT
+            header = decode_block(last[0]).header if last else None
+            commit = decode_commit(last[1]) if last else GENESIS_COMMIT
         except (RemoteProtocolError, KeyError) as error:
             raise StoreCorrupt(f"{self.path} holds a record that does not parse: {error}", _REMEDY) from error
         head = Head(self.genesis, state, header, commit)
@@ -154,7 +154,7 @@ class Store:
         while rows := self.encoded_blocks(start, batch):
             for encoded, encoded_commit in rows:
                 try:
-                    yield decode_record(encoded, Block), decode_record(encoded_commit, Commit)
+                    yield decode_block(encoded), decode_commit(encoded_commit)
                 except RemoteProtocolError as error:
                     raise StoreCorrupt(f"block {start} in {self.path} does not parse: {error}", _REMEDY) from error
                 start += 1

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from moed import __version__
-from moed.consensus.blocks import Block, Commit
+from moed.consensus.blocks import decode_block, decode_commit
 from moed.consensus.rounds import signed_share
 from moed.consensus.state import (
     Neuron,
@@ -16,7 +16,6 @@ from moed.consensus.state import (
     read_previous_validators,
     read_totals,
 )
-from moed.protocol.codec import decode_record
 from moed.protocol.identity import Identity, NodeId, node_id_of
 from moed.protocol.records import PeerRecord
 
@@ -228,7 +227,7 @@ class NodeView:
 
 
 def _block_row(encoded: bytes, encoded_commit: bytes) -> dict[str, Any]:
-    block, commit = decode_record(encoded, Block), decode_record(encoded_commit, Commit)
+    block, commit = decode_block(encoded), decode_commit(encoded_commit)
     return {
         "height": block.height,
         "hash": block.hash.hex(),

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from moed.consensus.params import ChainParams
 from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Executed, Head
 from moed.daemon.errors import StoreCorrupt, StoreFailed
 from moed.daemon.store import SCHEMA_VERSION, Store, verify_chain
+from moed.protocol.codec import encode_record
 from support.chains import key, make_genesis, sign_commit, signed
 
 GENESIS = make_genesis((60, 40), balances=(1_000_000, 0))
@@ -47,6 +49,21 @@ def test_a_reopened_store_stands_where_it_stood(tmp_path: Path) -> None:
         assert again.commit == head.commit
         assert verify_chain(store).state_root == head.state_root
         append_blocks(store, again, 1)
+
+
+def test_a_block_as_full_as_allowed_is_stored_and_read_again(tmp_path: Path) -> None:
+    """The limit counts transactions; header and commit come on top, and the store takes the whole."""
+    params = ChainParams(max_block_transactions=10_000)
+    genesis = make_genesis((60, 40), balances=(1_000_000,), params=params)
+    with Store(tmp_path / "chain.db", genesis) as store:
+        head = store.load_head()
+        transfers = (signed(head, key(3), Transfer(to=key(9).public_key, amount=1), nonce) for nonce in range(6_000))
+        block, _ = head.build(transfers, proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        assert len(encode_record(block)) > params.max_block_bytes
+        store.append(head.execute(block), sign_commit(genesis, block, BOTH))
+    with Store(tmp_path / "chain.db", genesis) as store:
+        assert store.load_head().hash == block.hash
+        assert [stored.hash for stored, _ in store.blocks()] == [block.hash]
 
 
 def test_another_networks_database_is_refused(tmp_path: Path) -> None:
@@ -172,7 +189,8 @@ def test_a_kill_loses_no_acknowledged_block(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from moed.daemon.store import Store
-        from support.chains import key, make_genesis, sign_commit
+        from moed.protocol.codec import encode_record
+from support.chains import key, make_genesis, sign_commit
         genesis = make_genesis((60, 40), balances=(1_000_000, 0))
         with Store(Path(sys.argv[1]), genesis) as store:
             head = store.load_head()
