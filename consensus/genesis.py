@@ -12,7 +12,7 @@ from moed.protocol.domains import Domain, tagged_hash
 from moed.protocol.identity import PUBLIC_KEY_BYTES
 
 from .errors import InvalidGenesis
-from .params import ChainParams, NonNegative
+from .params import MAX_INTEGER, ChainParams, NonNegative
 from .state import (
     TOTALS_KEY,
     VALIDATORS_KEY,
@@ -78,6 +78,11 @@ def _check(genesis: Genesis) -> None:
     validators = [account for account in genesis.accounts if account.is_validator]
     if not any(account.stake for account in validators):
         raise InvalidGenesis("validators of the genesis", "at least one with stake", "none")
+    # halvings add up to twice the first period's emission; then no sum of amounts can ever leave int64
+    minted = 2 * genesis.params.emission_per_block * genesis.params.halving_interval
+    supply = sum(account.balance + account.stake for account in genesis.accounts)
+    if supply + minted > MAX_INTEGER:
+        raise InvalidGenesis("units that will ever exist", f"at most {MAX_INTEGER}", supply + minted)
     if len(validators) > min(genesis.params.max_uids, genesis.params.max_allowed_validators):
         raise InvalidGenesis("validators of the genesis", "no more than the slots", len(validators))
 

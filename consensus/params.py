@@ -17,8 +17,11 @@ CREDIT = 10**9
 
 U16 = 65_535
 
-Positive = Annotated[int, Meta(ge=1)]
-NonNegative = Annotated[int, Meta(ge=0)]
+MAX_INTEGER = 2**63 - 1
+"""The largest integer of the ledger: amounts, heights, nonces and times fit int64, in CBOR and in an epoch."""
+
+Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+NonNegative = Annotated[int, Meta(ge=0, le=MAX_INTEGER)]
 ShareU16 = Annotated[int, Meta(ge=0, le=U16)]
 
 
@@ -41,7 +44,7 @@ class ChainParams(Record, frozen=True, kw_only=True):
     halving_interval: Positive = 10_500_000  # blocks; emission halves after each (about four years at 12 s)
 
     max_uids: Annotated[int, Meta(ge=1, le=32_768)] = 256
-    max_allowed_validators: Positive = 64
+    max_allowed_validators: Annotated[int, Meta(ge=1, le=4_096)] = 64  # a commit holds a signature of each
     max_registrations_per_block: Positive = 8  # a burst of new keys cannot turn over the slots at once
     immunity_period: NonNegative = 7_200  # blocks in which a new uid is not replaced
     min_stake: NonNegative = 0  # units under which stake does not count in the epoch
@@ -53,7 +56,7 @@ class ChainParams(Record, frozen=True, kw_only=True):
     activity_cutoff: Positive = 5_000  # blocks without new weights after which a validator does not count
 
     max_block_transactions: Positive = 2_000
-    max_block_bytes: Positive = 1 << 20
+    max_block_bytes: Annotated[int, Meta(ge=1, le=1 << 21)] = 1 << 20  # of transactions; the commit comes on top
 
 
 DEVNET = ChainParams(

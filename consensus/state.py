@@ -15,7 +15,7 @@ from msgspec import Meta
 from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.identity import NodeId, node_id_of
 
-NonNegative = Annotated[int, Meta(ge=0)]
+from .params import NonNegative
 
 
 class Account(Record, frozen=True, kw_only=True):
