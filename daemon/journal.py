@@ -11,7 +11,7 @@ from zlib import crc32
 
 from .errors import StoreFailed
 
-_HEAD = struct.Struct(">II")  # CRC-32 of the payload, its length
+_HEAD = struct.Struct(">II")  # checksum of the payload, its length
 MAX_ENTRY_BYTES = 1 << 23
 
 
@@ -66,8 +66,13 @@ class FileJournal:
         return StoreFailed(f"cannot write {self._path}: {error.strerror}", "check the disk; nothing was signed")
 
 
+def _checksum(entry: bytes) -> int:
+    """CRC-32 from a start value of 1: zeros, which a power cut may leave at the end of a file, are no entry."""
+    return crc32(entry, 1)
+
+
 def _framed(entry: bytes) -> bytes:
-    return _HEAD.pack(crc32(entry), len(entry)) + entry
+    return _HEAD.pack(_checksum(entry), len(entry)) + entry
 
 
 def _write_synced(path: Path, flags: int, data: bytes) -> None:
@@ -94,7 +99,7 @@ def _read(path: Path) -> tuple[list[bytes], int]:
     while at + _HEAD.size <= len(data):
         checksum, size = _HEAD.unpack_from(data, at)
         entry = data[at + _HEAD.size : at + _HEAD.size + size]
-        if size > MAX_ENTRY_BYTES or len(entry) < size or crc32(entry) != checksum:
+        if size > MAX_ENTRY_BYTES or len(entry) < size or _checksum(entry) != checksum:
             break
         entries.append(entry)
         at += _HEAD.size + size

@@ -44,6 +44,18 @@ def test_damage_ends_the_journal_where_it_is(tmp_path: Path) -> None:
     assert FileJournal(path).entries() == [b"one", b"two"]
 
 
+def test_zeros_at_the_end_are_no_entries(tmp_path: Path) -> None:
+    """A power cut can leave a file longer than what was written, with zeros in the rest."""
+    path = tmp_path / "journal"
+    FileJournal(path).append(b"one")
+    with path.open("ab") as file:
+        file.write(bytes(100))
+    again = FileJournal(path)
+    assert again.entries() == [b"one"]
+    again.append(b"two")
+    assert FileJournal(path).entries() == [b"one", b"two"]
+
+
 def test_a_restart_replaces_everything(tmp_path: Path) -> None:
     """After a restart the journal holds the new entries alone."""
     journal = FileJournal(tmp_path / "journal")
