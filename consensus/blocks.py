@@ -15,7 +15,7 @@ from moed.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, 
 from .errors import InvalidCommit
 from .params import NonNegative
 from .state import ValidatorSet
-from .transactions import SignedTransaction
+from .transactions import SignedTransaction, transactions_root
 from .turns import is_quorum, power_of, total_power
 
 HASH_BYTES = 32
@@ -102,6 +102,15 @@ class Block(Record, frozen=True, kw_only=True):
     @property
     def hash(self) -> bytes:
         return self.header.hash
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the transactions and the last commit are those that the header, and so the hash, names."""
+        header = self.header
+        return (header.transactions_root, header.last_commit_hash) == (
+            transactions_root(self.transactions),
+            self.last_commit.hash,
+        )
 
 
 class Vote(Record, frozen=True, kw_only=True):

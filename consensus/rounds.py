@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from moed.protocol.errors import Unexpected
+from moed.protocol.errors import Malformed, Unexpected
 
 from .blocks import MAX_ROUND, NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind
 from .params import ChainParams
@@ -150,12 +150,16 @@ class Rounds:
         self._resumed = last if last[0] >= 0 else None
 
     def on_proposal(self, proposal: Proposal) -> list[Effect]:
-        """Take a proposal. Raises `Unexpected` or `BadSignature`; then nothing changed."""
+        """Take a proposal. Raises `Unexpected`, `BadSignature` or `Malformed`; then nothing changed."""
         self._require_this_height(proposal.height, proposal.round)
         turn = proposer(self.tally.validators, proposal.round)
         proposal.check_signature(self._network_id, turn)
         if proposal.valid_round >= proposal.round:
             raise Unexpected(f"a valid round of {proposal.valid_round} is not before round {proposal.round}")
+        # The signature covers the header alone: whoever passes the proposal on could put another body behind it, and
+        # the honest one would then count as known, and its hash as that of an invalid block.
+        if not proposal.block.is_whole:
+            raise Malformed("the proposed block does not hold what its header names")
         self.proposals.setdefault(proposal.round, proposal)
         return self._react()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
-from moed.consensus.blocks import NO_BLOCK, Block, Proposal, Vote, VoteKind, sign_proposal, sign_vote
+from moed.consensus.blocks import NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind, sign_proposal, sign_vote
 from moed.consensus.rounds import (
     CastVote,
     Decide,
@@ -19,9 +20,10 @@ from moed.consensus.rounds import (
     Step,
     Timeout,
 )
+from moed.consensus.transactions import Register, sign_transaction
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
-from moed.protocol.errors import BadSignature, Unexpected
+from moed.protocol.errors import BadSignature, Malformed, Unexpected
 from moed.protocol.identity import Identity
 from support.chains import key, make_genesis
 
@@ -253,6 +255,20 @@ def test_forged_and_foreign_messages_are_refused() -> None:
         rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 999))
     assert rounds.tally.rounds() == []
     assert rounds.proposals == {}
+
+
+def test_a_body_swapped_on_the_way_does_not_stand_in_the_way_of_the_honest_one() -> None:
+    """The signature holds for the header; transactions or a commit that it does not name are refused, and forgotten."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    honest = propose(block_by(1))
+    foreign = sign_transaction(key(9), GENESIS.network_id, 0, Register())
+    commit = Commit(height=0, round=1, block_hash=NO_BLOCK)
+    for part in ({"transactions": (foreign,)}, {"last_commit": commit}):
+        swapped = msgspec.structs.replace(honest, block=msgspec.structs.replace(honest.block, **part))
+        with pytest.raises(Malformed):
+            rounds.on_proposal(swapped)
+    assert cast(rounds.on_proposal(honest)) == [(VoteKind.PREVOTE, 0, honest.block.hash)]
 
 
 class _Network:
