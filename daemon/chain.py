@@ -6,10 +6,10 @@ is on the wire, a block before anybody is told of it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 import trio
@@ -38,7 +38,7 @@ from moed.protocol.identity import Identity, NodeId
 
 from .network.calls import Call, Handler, Refused, Reply
 from .network.errors import CallError
-from .network.peers import Peer, Peers, Priority
+from .network.peers import Priority
 from .signer import Signer
 from .store import Store
 
@@ -70,7 +70,7 @@ class _Start:
 class _Batch:
     """Final blocks that a peer gave us, lowest first; ``done`` is set when they were taken or refused."""
 
-    peer: Peer
+    peer: Session
     blocks: list[tuple[Block, Commit]]
     done: trio.Event
 
@@ -86,6 +86,25 @@ class BlocksRequest(Record, frozen=True, kw_only=True):
 
     start: int
     limit: int
+
+
+class Session(Protocol):
+    """What the chain needs of a session with one peer."""
+
+    @property
+    def node_id(self) -> NodeId: ...
+
+    async def call(self, method: str, body: Any = None, *, deadline_s: float) -> Reply: ...
+
+    async def notify(self, method: str, body: Any = None, *, priority: Priority) -> None: ...
+
+    def drop(self) -> None: ...
+
+
+class Sessions(Protocol):
+    """What the chain needs of all sessions."""
+
+    def connected(self) -> Sequence[Session]: ...
 
 
 _Input = Proposal | Vote | Timeout | _Start | _Batch
@@ -114,7 +133,7 @@ class Chain:
         self._signer = signer
         self._now_ms = now_ms
         self._run_blocking = run_blocking
-        self._peers: Peers | None = None
+        self._peers: Sessions | None = None
         # written by the handlers and timers, read by `_decide`; full means wait, so a flood slows its sender
         self._send, self._receive = trio.open_memory_channel[_Input](256)
         self._rounds = self._new_rounds()
@@ -188,7 +207,7 @@ class Chain:
             "chain.blocks": self._give_blocks,
         }
 
-    async def run(self, peers: Peers, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
         self._peers = peers
         async with trio.open_nursery() as nursery:
@@ -199,7 +218,7 @@ class Chain:
             self._schedule_start()
             task_status.started()
 
-    async def greet(self, peer: Peer) -> None:
+    async def greet(self, peer: Session) -> None:
         """Tell a new peer how far we are, and what we know of the height under way."""
         await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
         await self._tell_round(peer)
@@ -421,14 +440,14 @@ class Chain:
             if peer.node_id != origin:
                 await self._tell(peer, method, body)
 
-    async def _tell(self, peer: Peer, method: str, body: Any) -> None:
+    async def _tell(self, peer: Session, method: str, body: Any) -> None:
         try:
             await peer.notify(method, body, priority=Priority.HIGH)
         except CallError:
             # the session's own task closes it and says so
             self.forget(peer.node_id)
 
-    async def _tell_round(self, peer: Peer) -> None:
+    async def _tell_round(self, peer: Session) -> None:
         """Send all that we know of the height under way."""
         for proposal in list(self._rounds.proposals.values()):
             await self._tell(peer, "chain.proposal", encode_record(proposal))
@@ -455,13 +474,13 @@ class Chain:
                 if not await self._fetch(peer):
                     break
 
-    def _farthest_peer(self) -> Peer | None:
+    def _farthest_peer(self) -> Session | None:
         if self._peers is None:
             return None
         ahead = [peer for peer in self._peers.connected() if self._peer_heights.get(peer.node_id, 0) > self.height]
         return max(ahead, key=lambda peer: self._peer_heights[peer.node_id], default=None)
 
-    async def _fetch(self, peer: Peer) -> bool:
+    async def _fetch(self, peer: Session) -> bool:
         """Ask one peer for a batch and wait until it is taken; False if that brought nothing."""
         before = self.height
         request = BlocksRequest(start=before + 1, limit=SYNC_BATCH)
