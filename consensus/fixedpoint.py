@@ -72,10 +72,12 @@ def divide(a: Counts, b: Bits) -> Bits:
     """
     if not a.size or not b.size:
         return np.zeros(np.broadcast_shapes(a.shape, b.shape), np.int64)
-    largest, divisor = int(a.max()), int(b.max())
+    largest = U16_MAX if a.dtype == np.uint16 else int(np.maximum.reduce(a, axis=None))
+    divisor = int(b.max())
     if largest << FRACTION_BITS < _EXACT_FLOAT and divisor < _EXACT_FLOAT:
         scaled = b.astype(np.float64) / ONE  # exact, a power of two; one pass less than scaling the numerators
-        return (a.astype(np.float64) / scaled).astype(np.int64)
+        quotient = np.true_divide(a, scaled)
+        return quotient.astype(np.int64)
     a = a.astype(np.int64, copy=False)
     if largest < ONE:
         return ((a.view(np.uint64) << np.uint64(FRACTION_BITS)) // b.view(np.uint64)).view(np.int64)

@@ -15,6 +15,7 @@ from .bonds import (
     alphas_by_consensus,
     bought_bonds,
     column_upscaled,
+    column_upscaled_u16,
     has_bond_entry,
     liquid_alphas,
     liquid_average,
@@ -23,17 +24,21 @@ from .bonds import (
     weights_for_bonds,
 )
 from .epoch_inputs import Flags
-from .fixedpoint import Bits, normalize
+from .fixedpoint import Bits, normalize, to_u16
 
 ALL = slice(None)
 
-TILE = 1 << 15
-"""Matrix elements per step: a few arrays of this size stay in a core's second-level cache."""
+TILE = 1 << 16
+"""Matrix elements per step at most: a few arrays of this size stay in a core's second-level cache."""
+
+_TILE_AT_LEAST = 1 << 13  # below it the calls cost more than the work
+_TILES = 8  # for threads to share, and in a small network to keep arrays small enough to be allocated from the heap
 
 
 def tiles(miners: int, rows: int) -> Iterator[slice]:
-    """Slices of miners whose pairs with ``rows`` validators make about one ``TILE``."""
-    width = max(1, TILE // max(rows, 1))
+    """Slices of miners, each with its pairs with ``rows`` validators at most one ``TILE`` where that is possible."""
+    rows = max(rows, 1)
+    width = max(1, min(TILE // rows, max(miners // _TILES, _TILE_AT_LEAST // rows)))
     return (slice(start, start + width) for start in range(0, miners, width))
 
 
@@ -103,6 +108,10 @@ class Pairs:
         zeros = columns(self.explicit_zeros, miners)
         new = self.weights_for_bonds(miners)
         return has_bond_entry(self.weights[miners], self.clipped_weights(miners), new, zeros, self.rule.penalty)
+
+    def rounded_for_storage(self, bonds: Bits) -> U16Matrix:
+        """``bonds`` [miners, R] as they are stored: ``scaled_for_storage``, floored to fractions of 65535."""
+        return to_u16(bonds) if self.rule.is_yuma_3 else column_upscaled_u16(bonds)
 
     def scaled_for_storage(self, bonds: Bits) -> Bits:
         """``bonds`` [miners, R] as they are stored, still unrounded: classic ones with each miner's largest at 1."""

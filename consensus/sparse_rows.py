@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from operator import index
 from typing import Any
 
@@ -15,6 +15,8 @@ from .errors import InvalidEpochInput
 
 UIDS_MAX = 32_768
 """Most uids in one epoch: beyond it sums of u16 values saturate 31 bits, and dividing by them means nothing."""
+
+_STRETCH = 128  # entries for each gap from which copying whole stretches is faster than entry by entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,15 +93,39 @@ class SparseRows:
         return self
 
     def dense(self, row_uids: npt.NDArray[np.int64], columns: int) -> npt.NDArray[Any]:
-        """The chosen rows as a matrix [len(row_uids), columns] of the values' type, absent entries 0."""
-        matrix = np.zeros((len(row_uids), columns), self.values.dtype)
-        bounds = zip(self.starts[row_uids].tolist(), self.starts[row_uids + 1].tolist(), strict=True)
-        for row, (start, stop) in zip(matrix, bounds, strict=True):
-            if stop - start == columns:
-                row[:] = self.values[start:stop]
-            else:
-                row[self.uids[start:stop]] = self.values[start:stop]
+        """The chosen rows as a matrix [len(row_uids), columns] of the values' type, absent entries 0.
+
+        Where the rows hold every column and follow one another this is a view of the entries, and not writable.
+        """
+        starts, stops = self.starts[row_uids], self.starts[row_uids + 1]
+        rows = len(row_uids)
+        missing = rows * columns - int((stops - starts).sum())
+        if 0 <= missing * _STRETCH <= rows * columns and (starts[1:] == stops[:-1]).all():
+            return self._almost_full(starts, stops, columns, missing)
+        matrix = np.zeros((rows, columns), self.values.dtype)
+        for row, start, stop in zip(matrix, starts.tolist(), stops.tolist(), strict=True):
+            row[self.uids[start:stop]] = self.values[start:stop]
         return matrix
+
+    def _almost_full(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], columns: int, missing: int
+    ) -> npt.NDArray[Any]:
+        """Rows that follow one another and lack few entries, as where only oneself is missing: whole stretches."""
+        here = slice(int(starts[0]), int(stops[-1])) if len(starts) else slice(0)
+        uids, values = self.uids[here], self.values[here]
+        if not missing:
+            view = values.reshape(len(starts), columns)
+            view.flags.writeable = False
+            return view
+        matrix = np.zeros(len(starts) * columns, self.values.dtype)
+        is_first = np.append(True, uids[1:] - uids[:-1] != 1)
+        is_first[(starts - here.start)[starts < stops]] = True
+        first = np.flatnonzero(is_first)
+        row = np.searchsorted(starts - here.start, first, side="right") - 1
+        places = row * columns + uids[first]
+        for place, (start, stop) in zip(places.tolist(), pairwise([*first.tolist(), uids.size]), strict=True):
+            matrix[place : place + stop - start] = values[start:stop]
+        return matrix.reshape(len(starts), columns)
 
 
 def sparse_from_dense(
@@ -113,5 +139,15 @@ def sparse_from_dense(
     lengths[row_uids] = present.sum(axis=1)
     starts = np.zeros(n + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
-    columns = np.tile(np.arange(n, dtype=np.uint16), (len(row_uids), 1))
-    return SparseRows(starts, columns[present], matrix[present])
+    columns = np.tile(np.arange(n, dtype=np.uint16), len(row_uids))
+    absent = np.flatnonzero(~present)
+    if absent.size * _STRETCH <= matrix.size:
+        return SparseRows(starts, _without(columns, absent), _without(matrix.ravel(), absent))
+    kept = present.ravel()
+    return SparseRows(starts, columns[kept], matrix.ravel()[kept])
+
+
+def _without(values: npt.NDArray[Any], places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """``values`` [m] but for those at the rising ``places``: stretches between them, far faster than one by one."""
+    ends = [-1, *places.tolist(), values.size]
+    return np.concatenate([values[first + 1 : last] for first, last in pairwise(ends)])

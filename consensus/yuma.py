@@ -6,7 +6,7 @@ pallets/subtensor/src/epoch, commit 14bc6f9f, bit for bit. Everything is integer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,22 @@ from .bonds import BondRule, U16Matrix
 from .epoch_inputs import EpochArrays, EpochInputs, Flags, check_inputs
 from .epoch_result import EpochResult
 from .errors import InvalidEpochInput
-from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply_shares, normalize, ratio, to_u16
+from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply_shares, normalize, ratio
 from .median import weighted_median
 from .pairs import Pairs, columns, tiles
 from .sparse_rows import SparseRows, sparse_from_dense
 
 __all__ = ["EpochInputs", "EpochResult", "epoch", "pruning_order", "upscale_weights"]
 
+MapTiles = Callable[[Callable[[slice], Bits], Iterable[slice]], Iterable[Bits]]
+"""How work on the tiles is done: ``map``, or the ``map`` of a pool of threads."""
 
-def epoch(inputs: EpochInputs) -> EpochResult:
+
+def epoch(inputs: EpochInputs, *, map_tiles: MapTiles = map) -> EpochResult:
     """Run one epoch. Pure: the same inputs give the same bits on every machine.
 
+    ``map_tiles`` may run the tiles of the matrices at the same time, each of which writes to its own part; numpy lets
+    go of the interpreter meanwhile. What is summed over them are integers, so order does not matter.
     Raises InvalidEpochInput, with the value in question, for inputs that contradict each other.
     """
     arrays = check_inputs(inputs)
@@ -38,8 +43,9 @@ def epoch(inputs: EpochInputs) -> EpochResult:
 
     row_uids = _row_uids(arrays, permit, active_stake)
     voting_stake = active_stake[row_uids]
-    weights, explicit_zeros = _weights(inputs, arrays, permit, row_uids)
-    consensus, row_trust, ranks = _agree(weights, voting_stake, ratio(inputs.kappa_u16, U16_MAX))
+    submitted, explicit_zeros = _submitted_weights(inputs, arrays, permit, row_uids)
+    kappa = ratio(inputs.kappa_u16, U16_MAX)
+    weights, consensus, row_trust, ranks = _agree(submitted, voting_stake, kappa, map_tiles)
     incentive = normalize(ranks)
 
     pairs = Pairs(
@@ -51,7 +57,7 @@ def epoch(inputs: EpochInputs) -> EpochResult:
         voting_stake=voting_stake,
         rule=BondRule.of(inputs),
     )
-    row_dividends, stored_bonds = _bonds_and_dividends(pairs, incentive, new_permit)
+    row_dividends, stored_bonds = _bonds_and_dividends(pairs, incentive, new_permit, map_tiles)
     dividends = _per_uid(row_dividends, row_uids, inputs.n)
 
     server_share, validator_share, combined_share = _emission_shares(incentive, dividends, active_stake, stake)
@@ -150,35 +156,31 @@ def _per_uid(values: Bits, row_uids: npt.NDArray[np.int64], n: int) -> Bits:
 # --- weights and consensus ------------------------------------------------------------------------------------
 
 
-def _weights(
+def _submitted_weights(
     inputs: EpochInputs, arrays: EpochArrays, permit: Flags, row_uids: npt.NDArray[np.int64]
-) -> tuple[Bits, Flags]:
-    """The weights that count, each validator's summing to 1 or 0: [n, R]; and where an explicit zero counts: [R, n].
+) -> tuple[U16Matrix, Flags]:
+    """The weights that count, as submitted, and where an explicit zero counts: both [R, n].
 
     The zeros are told apart from missing entries only where that matters, with liquid alpha; else the array is empty.
     """
-    submitted = arrays.weights.dense(row_uids, inputs.n)
-    _drop_invalid(submitted, inputs, arrays, permit, row_uids)
-    sums = np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
-    weights = np.empty((inputs.n, len(row_uids)), np.int64)
-    for tile in tiles(*weights.shape):
-        weights[tile] = divide(columns(submitted, tile), sums)
+    submitted: U16Matrix = _valid(arrays.weights.dense(row_uids, inputs.n), inputs, arrays, permit, row_uids)
     if not (inputs.yuma_version == 3 and inputs.liquid_alpha):
-        return weights, np.zeros((0, inputs.n), np.bool_)
+        return submitted, np.zeros((0, inputs.n), np.bool_)
     rows = arrays.weights
     zeros = SparseRows(rows.starts, rows.uids, rows.values == 0).dense(row_uids, inputs.n)
-    _drop_invalid(zeros, inputs, arrays, permit, row_uids)
-    return weights, zeros
+    return submitted, _valid(zeros, inputs, arrays, permit, row_uids)
 
 
-def _drop_invalid(
+def _valid(
     matrix: npt.NDArray[Any], inputs: EpochInputs, arrays: EpochArrays, permit: Flags, row_uids: npt.NDArray[np.int64]
-) -> None:
-    """Zero in place what does not count of ``matrix`` [R, n]: rows without permit, oneself, uids registered since.
+) -> npt.NDArray[Any]:
+    """``matrix`` [R, n] with 0 for what does not count: rows without permit, oneself, uids registered since.
 
     "Since" is since the weights were set or, where they were committed first and that came earlier, since the commit:
     weights committed for the uid's former owner must not fall to its new one.
     """
+    if not matrix.flags.writeable:
+        matrix = matrix.copy()
     matrix[~permit[row_uids]] = 0
     is_other = row_uids != (-1 if inputs.owner_uid is None else inputs.owner_uid)
     matrix[np.flatnonzero(is_other), row_uids[is_other]] = 0
@@ -189,25 +191,31 @@ def _drop_invalid(
         part = matrix[:, recent]
         part[arrays.registered[recent] >= first_unknown[:, None]] = 0
         matrix[:, recent] = part
+    return matrix
 
 
-def _agree(weights: Bits, voting_stake: Bits, kappa: int) -> tuple[Bits, Bits, Bits]:
-    """Consensus per miner, validator trust per row, rank per miner.
+def _agree(submitted: U16Matrix, voting_stake: Bits, kappa: int, map_tiles: MapTiles) -> tuple[Bits, Bits, Bits, Bits]:
+    """The weights [n, R], each validator's summing to 1 or 0; consensus per miner, trust per row, rank per miner.
 
     Consensus is the stake-weighted median of a miner's weights; weights over it are cut to it, none is raised.
     Trust is what is left of a validator's weights, rank the active stake behind a miner's clipped weights.
     """
-    n, rows = weights.shape
+    rows, n = submitted.shape
     voters = int(np.count_nonzero(voting_stake))
     median_stake = normalize(voting_stake[:voters])
-    consensus, ranks = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    trust = np.zeros(rows, np.int64)
-    for tile in tiles(n, rows):
-        consensus[tile] = weighted_median(weights[tile, :voters], median_stake, kappa)
-        clipped = np.minimum(weights[tile], consensus[tile, None])
-        trust += clipped.sum(axis=0)
+    sums = np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
+    weights, consensus, ranks = np.empty((n, rows), np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+
+    def agree_on(tile: slice) -> Bits:
+        part = weights[tile] = divide(columns(submitted, tile), sums)
+        consensus[tile] = weighted_median(part[:, :voters], median_stake, kappa)
+        clipped = np.minimum(part, consensus[tile, None], out=part)
         ranks[tile] = multiply_shares(voting_stake, clipped).sum(axis=1)
-    return consensus, trust, ranks
+        trust: Bits = clipped.sum(axis=0)
+        return trust
+
+    trust = sum(map_tiles(agree_on, tiles(n, rows)), np.zeros(rows, np.int64))
+    return weights, consensus, trust, ranks
 
 
 # --- bonds, dividends, emission -------------------------------------------------------------------------------
@@ -216,11 +224,15 @@ def _agree(weights: Bits, voting_stake: Bits, kappa: int) -> tuple[Bits, Bits, B
 def _kept_bonds(inputs: EpochInputs, arrays: EpochArrays, row_uids: npt.NDArray[np.int64]) -> U16Matrix:
     """The stored bonds [R, n], without those to uids registered since the epoch before."""
     bonds: U16Matrix = arrays.bonds.dense(row_uids, inputs.n)
-    bonds[:, arrays.registered >= inputs.last_tempo_block] = 0
+    recent = arrays.registered >= inputs.last_tempo_block
+    if recent.any():
+        bonds = np.where(recent, np.uint16(0), bonds)
     return bonds
 
 
-def _bonds_and_dividends(pairs: Pairs, incentive: Bits, new_permit: Flags) -> tuple[Bits, SparseRows]:
+def _bonds_and_dividends(
+    pairs: Pairs, incentive: Bits, new_permit: Flags, map_tiles: MapTiles
+) -> tuple[Bits, SparseRows]:
     """Each row's share of the dividends [R], and the bonds as the next epoch reads them.
 
     Dividends are the incentive of the miners that a validator holds bonds in. Classic bonds already grew with stake;
@@ -228,23 +240,36 @@ def _bonds_and_dividends(pairs: Pairs, incentive: Bits, new_permit: Flags) -> tu
     rounds to 0 stays as an entry. One pass over the miners, since bonds of all pairs at once leave the cache.
     """
     n, rows = pairs.weights.shape
-    held = np.zeros(rows, np.int64)
     stored = np.empty((rows, n), np.uint16)
-    rounded_away = np.zeros((rows, n), np.bool_)
-    for tile in tiles(n, rows):
+    rounded_away: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+
+    def reward(tile: slice) -> Bits:
         bonds = pairs.bonds(tile)
+        rounded = pairs.rounded_for_storage(bonds)
+        stored[:, tile] = rounded.T
+        if np.count_nonzero(rounded) != np.count_nonzero(bonds):
+            miners, row = np.nonzero((bonds > 0) & (rounded == 0))
+            rounded_away.append((row, miners + tile.start))
         shares = normalize(bonds, axis=1) if pairs.rule.is_yuma_3 else bonds
-        held += multiply_shares(incentive[tile, None], shares).sum(axis=0)
-        scaled = pairs.scaled_for_storage(bonds)
-        rounded = to_u16(scaled)
-        stored[:, tile] = np.ascontiguousarray(rounded.T)
-        if np.count_nonzero(rounded) != np.count_nonzero(scaled):
-            rounded_away[:, tile] = ((scaled > 0) & (rounded == 0)).T
+        held: Bits = multiply_shares(incentive[tile, None], shares).sum(axis=0)
+        return held
+
+    held = sum(map_tiles(reward, tiles(n, rows)), np.zeros(rows, np.int64))
     dividends = normalize(multiply_shares(held, pairs.voting_stake) if pairs.rule.is_yuma_3 else held)
-    by_uid = np.argsort(pairs.row_uids)
-    by_uid = by_uid[new_permit[pairs.row_uids[by_uid]]]
-    stored, rounded_away = stored[by_uid], rounded_away[by_uid]
-    return dividends, sparse_from_dense(stored, (stored > 0) | rounded_away, pairs.row_uids[by_uid], n)
+    present = stored > 0
+    for row, miners in rounded_away:
+        present[row, miners] = True
+    return dividends, _rows_of_permitted(stored, present, pairs.row_uids, new_permit)
+
+
+def _rows_of_permitted(
+    stored: U16Matrix, present: Flags, row_uids: npt.NDArray[np.int64], new_permit: Flags
+) -> SparseRows:
+    by_uid = np.argsort(row_uids)
+    by_uid = by_uid[new_permit[row_uids[by_uid]]]
+    if not np.array_equal(by_uid, np.arange(len(row_uids))):  # mostly they stand in that order already
+        stored, present = stored[by_uid], present[by_uid]
+    return sparse_from_dense(stored, present, row_uids[by_uid], len(new_permit))
 
 
 def _emission_shares(incentive: Bits, dividends: Bits, active_stake: Bits, stake: Bits) -> tuple[Bits, Bits, Bits]:

@@ -7,6 +7,7 @@ import os
 import random
 import runpy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from moed.consensus.epoch_inputs import NO_COMMIT
 from moed.consensus.errors import InvalidEpochInput, RuleBroken
 from moed.consensus.fixedpoint import ONE, U16_MAX
-from moed.consensus.sparse_rows import UIDS_MAX, SparseRows
-from moed.consensus.yuma import pruning_order, upscale_weights
+from moed.consensus.sparse_rows import UIDS_MAX, SparseRows, sparse_from_dense
+from moed.consensus.yuma import EpochInputs, epoch, pruning_order, upscale_weights
 from support.epochs import as_dict, run_epoch
 
 ORACLE = runpy.run_path(str(Path(__file__).with_name("yuma_oracle.py")))
@@ -88,6 +89,15 @@ def test_oracle_agrees_on_a_dense_epoch() -> None:
                 [[j, draw.randrange(1, U16_MAX + 1)] for j in everyone] if uid < validators else [] for uid in everyone
             ]
         assert as_dict(run_epoch(inputs)) == oracle_epoch(inputs)
+
+
+def test_threads_change_no_bit() -> None:
+    """Tiles on a pool of threads give the bits that they give one after another."""
+    inputs = lawful_epoch(random.Random(3))
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr("moed.consensus.pairs.TILE", 16)
+        threaded = epoch(EpochInputs(**inputs), map_tiles=pool.map)
+    assert as_dict(threaded) == as_dict(run_epoch(inputs))
 
 
 def test_recorded_epochs() -> None:
@@ -407,6 +417,22 @@ def test_foreign_vectors_give_an_epoch_or_a_typed_refusal(name: str, value: list
     except InvalidEpochInput:
         return
     assert sum(result.emission.tolist()) <= 1000
+
+
+def test_almost_full_rows_are_told_apart() -> None:
+    """Rows that lack an entry at either end, or in the middle, or all: the matrix and back gives the same rows."""
+    columns = 512
+    full = [(uid, uid % 7) for uid in range(columns)]
+    rows = [full[1:], full[:-1], full[:200] + full[201:], full, full[2:], full[:-2]]
+    given_rows = SparseRows.from_rows(rows + [[]] * (columns - len(rows)))
+    row_uids = np.arange(len(rows))
+    matrix = given_rows.dense(row_uids, columns)
+    assert [[(uid, int(value)) for uid, value in enumerate(row)] for row in matrix] == [
+        [(uid, dict(row).get(uid, 0)) for uid in range(columns)] for row in rows
+    ]
+    present = np.array([[uid in dict(row) for uid in range(columns)] for row in rows])
+    assert sparse_from_dense(matrix, present, row_uids, columns).to_lists() == given_rows.to_lists()
+    assert given_rows.dense(np.array([3]), columns).tolist() == [[value for _, value in full]]
 
 
 def test_sparse_rows_round_trip() -> None:
