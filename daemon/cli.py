@@ -121,6 +121,26 @@ def verify(home: Path, as_json: bool) -> None:
         )
 
 
+@moed.command("epoch")
+@click.option("--input", "file", type=FILE, required=True, help="An epoch_bits input or an epoch_sequence, in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every quantity.")
+@plain_errors
+def run_epoch(file: Path, as_json: bool) -> None:
+    """Run Yuma consensus on the stakes, weights and bonds in a file.
+
+    \b
+    moed epoch --input case.json --json
+    """
+    from . import tables
+    from .epoch_file import run_file
+
+    outcome = run_file(file)
+    if as_json:
+        click.echo(json.dumps(outcome.plain()))
+    else:
+        tables.show(outcome.tables())
+
+
 @moed.group()
 def devnet() -> None:
     """Run a whole network of real daemons on this machine."""

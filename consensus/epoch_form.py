@@ -1,0 +1,118 @@
+"""Epochs as published vectors write them: plain objects of JSON in, plain objects out.
+
+Two layouts. ``epoch_bits``: one object with the names of `EpochInputs`. ``epoch_sequence``: ``params`` for all epochs,
+an ``initial`` state, and ``epochs`` that may each override any of its keys; the stored bonds of one are the next one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from .epoch_inputs import EpochInputs
+from .epoch_result import EpochResult
+from .errors import InvalidEpochInput
+from .yuma import epoch
+
+_VECTORS = (
+    "active",
+    "stake_bits",
+    "active_stake_bits",
+    "new_validator_permit",
+    "consensus_bits",
+    "validator_trust_bits",
+    "ranks_bits",
+    "incentive_bits",
+    "dividends_bits",
+    "server_emission",
+    "validator_emission",
+    "emission",
+)
+_ROWS = ("ema_bonds_bits", "stored_bonds_u16")
+_NOTES = ("server_uids", "expected")  # what a vector says beside its inputs
+
+Row = list[tuple[int, int]]
+
+
+class _EpochBits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The types of an ``epoch_bits`` input; ranges and lengths are the epoch's own to check."""
+
+    n: int
+    block: int
+    last_tempo_block: int
+    emission: int
+    stake: list[int]
+    validator_permit: list[bool]
+    last_update: list[int]
+    block_at_registration: list[int]
+    weights_u16: list[Row]
+    bonds_u16: list[Row]
+    commit_blocks: list[int | None] | None = None
+    yuma_version: int = 1
+    liquid_alpha: bool = False
+    classic_liquid_alpha: bool = False
+    kappa_u16: int = 32_767
+    bonds_penalty_u16: int = 65_535
+    bonds_moving_average_ppm: int = 900_000
+    alpha_low_u16: int = 45_875
+    alpha_high_u16: int = 58_982
+    alpha_sigmoid_steepness: int = 1_000
+    activity_cutoff: int = 5_000
+    owner_uid: int | None = None
+    min_stake: int = 0
+    max_allowed_validators: int = 128
+
+
+class _Sequence(msgspec.Struct, frozen=True, kw_only=True):
+    """The frame of an ``epoch_sequence``; what else stands in the file describes it."""
+
+    params: dict[str, Any]
+    initial: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
+def inputs_of(given: Mapping[str, Any]) -> EpochInputs:
+    """The inputs that an ``epoch_bits`` object states. Raises `InvalidEpochInput` naming the field."""
+    try:
+        form = msgspec.convert(dict(given), _EpochBits, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidEpochInput("input of an epoch", "an epoch_bits object", error) from error
+    return EpochInputs(**{name: getattr(form, name) for name in form.__struct_fields__})
+
+
+def run_sequence(vector: Mapping[str, Any]) -> Iterator[EpochResult]:
+    """Run the epochs of an ``epoch_sequence`` one by one; permits are the vector's, bonds carry over.
+
+    Raises `InvalidEpochInput`.
+    """
+    try:
+        sequence = msgspec.convert(dict(vector), _Sequence, strict=True)
+    except msgspec.ValidationError as error:
+        raise InvalidEpochInput("sequence of epochs", "params, initial and epochs", error) from error
+    state: dict[str, Any] = {"bonds_u16": [[] for _ in range(_length(sequence))], **sequence.initial}
+    for step in sequence.epochs:
+        given = {**sequence.params, **state, **step}
+        for name in _NOTES:
+            given.pop(name, None)
+        tempo = given.pop("tempo", None)
+        if "last_tempo_block" not in given and isinstance(tempo, int) and isinstance(given.get("block"), int):
+            given["last_tempo_block"] = max(0, given["block"] - tempo)
+        result = epoch(inputs_of(given))
+        state["bonds_u16"] = result.stored_bonds_u16.to_lists()
+        yield result
+
+
+def _length(sequence: _Sequence) -> int:
+    n = sequence.params.get("n")
+    if not isinstance(n, int) or not 0 < n < 1 << 15:
+        raise InvalidEpochInput("n among the params of a sequence", "1..32767", n)
+    return n
+
+
+def as_plain(result: EpochResult) -> dict[str, Any]:
+    """A result with the names and plain types of an ``epoch_bits`` expectation."""
+    vectors = {name: getattr(result, name).tolist() for name in _VECTORS}
+    rows = {name: [[list(pair) for pair in row] for row in getattr(result, name).to_lists()] for name in _ROWS}
+    return vectors | rows
