@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import structlog
 import trio
-from msgspec import Meta
 
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.state import read_account, read_totals
 from moed.consensus.transactions import Register
-from moed.models.errors import ExpertError, RequestRefused
-from moed.protocol.codec import Record, convert_record
-from moed.protocol.tensors import Codec
 
 from .chain import Chain
-from .network.calls import Call, Handler, Refused, Reply
+from .expert_service import BackwardBudget, ExpertService
+from .network.calls import Handler, Method
 from .runtime import Runtime
 
 logger = structlog.get_logger()
@@ -25,24 +22,20 @@ logger = structlog.get_logger()
 REGISTER_AGAIN_S = 5.0
 
 
-class ForwardRequest(Record, frozen=True, kw_only=True):
-    """Asks one expert for the next-byte log-probabilities of the rows that travel beside it, uint8 ``[B, T]``."""
-
-    expert: Annotated[str, Meta(max_length=64)]
-    codec: Literal["float32", "float16"] = "float32"
-
-
 class Miner:
     """Serves the experts of ``runtime`` under this node's uid."""
 
-    def __init__(self, chain: Chain, runtime: Runtime, public_key: bytes) -> None:
+    def __init__(
+        self, chain: Chain, runtime: Runtime, public_key: bytes, *, backward: BackwardBudget | None = None
+    ) -> None:
         self._chain = chain
         self._runtime = runtime
         self._public_key = public_key
+        self._service = ExpertService(runtime, self._stake_share, backward)
 
-    def handlers(self) -> Mapping[str, Handler]:
+    def handlers(self) -> Mapping[str, Handler | Method]:
         """What peers may ask of a miner."""
-        return {"expert.forward": self._forward, "expert.info": self._info}
+        return self._service.handlers()
 
     async def run(self) -> None:
         """Register if need be and serve until cancelled."""
@@ -63,26 +56,6 @@ class Miner:
                     logger.info("miner.registration_waits", code=error.code, reason=str(error))
             with trio.move_on_after(REGISTER_AGAIN_S):
                 await self._chain.wait_block()
-
-    async def _forward(self, call: Call) -> Reply:
-        request = convert_record(call.body, ForwardRequest)
-        if len(call.tensors) != 1:
-            raise Refused("wrong_tensors", f"one tensor of tokens is expected, not {len(call.tensors)}")
-        try:
-            answer = await self._runtime.forward(
-                request.expert,
-                call.tensors[0],
-                caller=call.peer.node_id,
-                stake_share=self._stake_share(call.peer.public_key),
-                deadline=call.deadline,
-            )
-        except (ExpertError, RequestRefused) as error:
-            raise Refused(error.code, str(error)) from error
-        codec = Codec.FLOAT16 if request.codec == "float16" else Codec.NONE
-        return Reply({"queue_delay_ms": self._runtime.load().queue_delay_ms}, [answer], codec)
-
-    async def _info(self, _call: Call) -> Reply:
-        return Reply({name: dict(work) for name, work in self.work().items()})
 
     def work(self) -> Mapping[str, Mapping[str, Any]]:
         """What each expert has done: rows served, training steps and loss, by its name."""

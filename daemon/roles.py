@@ -21,7 +21,7 @@ from .discovery import Discovery
 from .errors import ConfigError
 from .forwarding import ForwardedMixture
 from .home import Home
-from .network.calls import Handler
+from .network.calls import Handler, Method
 from .network.peers import Peers
 from .views import Mixture
 
@@ -46,7 +46,7 @@ class Role:
     """What a role adds: methods for peers, services, topics, its part of our record, and a way to the mixture."""
 
     mixture: Mixture
-    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    handlers: Mapping[str, Handler | Method] = field(default_factory=dict)
     services: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     topics: tuple[str, ...] = ()
     describe: Callable[[PeerRecord], PeerRecord] = _as_it_is
@@ -102,13 +102,13 @@ def _miner(node: Surroundings) -> Role:
                 name=one.name,
                 kind=one.expert.spec.kind,
                 domain=domains[one.name],
-                batch_limit=one.limit.max_rows,
+                batch_limit=one.info.takes.max_rows,
                 forwards_per_s=rates[one.name],
                 queue_delay_ms=load.queue_delay_ms,
             )
             for one in hosted
         )
-        waiting = load.waiting_rows / sum(one.limit.max_rows for one in hosted)
+        waiting = load.waiting_rows / sum(one.info.takes.max_rows for one in hosted)
         return msgspec.structs.replace(record, devices=_devices(devices), experts=experts, load=waiting)
 
     logger.info("miner.prepared", experts=[one.name for one in hosted], devices=[device.name for device in devices])

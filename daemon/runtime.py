@@ -7,25 +7,29 @@ at most one step or one batch that is under way, and both are sized to be short.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import structlog
 import trio
 
-from moed.models.batching import Batch, BatchLimit, BatchQueue, QueueLimits, Request
-from moed.models.corpora import Tokens
-from moed.models.errors import DeadlinePassed, ExpertError, Stopping, TrainingDiverged
+from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
+from moed.models.errors import DeadlinePassed, ExpertError, NoBackward, ShapeMismatch, Stopping, TrainingDiverged
+from moed.protocol.experts import BatchSchema, ExpertInfo, Load
 
-LogProbs = npt.NDArray[np.float32]
+Rows = npt.NDArray[Any]
 # ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
 RunBlocking = Callable[..., Awaitable[Any]]
 
 # How much of an average is the newest measurement.
 _EMA_SHARE = 0.1
+_INLINE_S = 100e-6
+"""A batch that takes less than this runs on the event loop itself: going to a thread and back costs as much."""
 _log = structlog.get_logger()
 
 
@@ -35,14 +39,30 @@ class Hosted(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def limit(self) -> BatchLimit: ...
+    def info(self) -> ExpertInfo: ...
+    @property
+    def trains_itself(self) -> bool: ...
     @property
     def training_loss_bits(self) -> float: ...
     @property
     def training_steps(self) -> int: ...
-    def forward(self, tokens: Tokens) -> LogProbs: ...
+    def forward(self, inputs: Rows) -> Rows: ...
     def train_step(self) -> float: ...
     def save(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a backward pass gave: ``gradients`` at the inputs, and the device time that it took."""
+
+    gradients: Rows
+    busy_s: float
+
+
+class TeachableHosted(Hosted, Protocol):
+    """An expert whose ``info.has_backward`` is true has this too."""
+
+    def backward(self, inputs: Rows, gradients: Rows) -> Rows: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +107,8 @@ class _Waiter:
     """One awaiting caller; exactly one of the two results is set before the event."""
 
     done: trio.Event
-    answer: LogProbs | None = None
+    answer: Rows | None = None
+    busy_s: float = 0.0
     error: ExpertError | DeadlinePassed | Stopping | None = None
 
 
@@ -96,25 +117,34 @@ class _State:
     hosted: Hosted
     is_training: bool
     forward_s: float = 0.0
+    # what a batch takes inside the expert, and of how many rows, both as moving averages
+    busy_s: float = math.inf
+    batch_rows: float = 1.0
     rows_served: int = 0
     saved_steps: int = -1
 
 
 class Runtime:
-    """Owns the queue of one device. `run` is its worker; `forward` may be awaited from any task of the same loop."""
+    """Owns the queue of one device. `run` is its worker; `forward` and `backward` may be awaited from any task.
+
+    ``run_blocking`` replaces the worker thread, in simulations; without it, batches shorter than a thread's own cost
+    run where they are.
+    """
 
     def __init__(
         self,
         experts: Sequence[Hosted],
         config: RuntimeConfig | None = None,
         *,
-        run_blocking: RunBlocking = trio.to_thread.run_sync,
+        run_blocking: RunBlocking | None = None,
     ) -> None:
         self._config = config or RuntimeConfig()
-        self._run_blocking = run_blocking
+        self._run_blocking: RunBlocking = run_blocking or trio.to_thread.run_sync
+        self._inline_s = _INLINE_S if run_blocking is None else 0.0
         is_training = self._config.training_share > 0
-        self._states = {hosted.name: _State(hosted, is_training) for hosted in experts}
-        self._queue = BatchQueue({hosted.name: hosted.limit for hosted in experts}, self._config.limits)
+        self._states = {hosted.name: _State(hosted, is_training and hosted.trains_itself) for hosted in experts}
+        self._takes = {hosted.name: hosted.info.takes for hosted in experts}
+        self._queue = BatchQueue(self._takes, self._config.limits)
         self._waiters: dict[int, _Waiter] = {}
         self._wake = trio.Event()
         self._is_stopping = False
@@ -122,19 +152,50 @@ class Runtime:
         self._train_at_s = -math.inf
         self._turn = 0
 
+    def takes(self, expert_name: str) -> BatchSchema | None:
+        """The batches that an expert takes; None for one that is not served here."""
+        return self._takes.get(expert_name)
+
     async def forward(
-        self, expert_name: str, tokens: Tokens, *, caller: bytes, stake_share: float, deadline: float
-    ) -> LogProbs:
-        """Answer ``tokens`` uint8 [B, T] with log-probabilities float32 [B, T, 256].
+        self, expert_name: str, inputs: Rows, *, caller: bytes, stake_share: float, deadline: float
+    ) -> Rows:
+        """Answer a batch that fits the expert's schema, as the expert does.
 
         ``deadline`` is on trio's clock. Raises a `RequestRefused` that says why nothing was computed, or the
         expert's own `ExpertError`. Cancelling it takes the request out of the queue.
         """
+        waiter = await self._await(expert_name, inputs, None, caller, stake_share, deadline)
+        assert waiter.answer is not None
+        return waiter.answer
+
+    async def backward(
+        self, expert_name: str, inputs: Rows, gradients: Rows, *, caller: bytes, stake_share: float, deadline: float
+    ) -> Learned:
+        """The gradient at ``inputs`` from ``gradients`` at the outputs. Raises like `forward`."""
+        state = self._states.get(expert_name)
+        if state is not None and not state.hosted.info.has_backward:
+            raise NoBackward(f"expert {expert_name!r} gives no gradients")
+        if not np.isfinite(gradients).all():
+            raise ShapeMismatch("a gradient that is not finite")
+        waiter = await self._await(expert_name, inputs, gradients, caller, stake_share, deadline)
+        assert waiter.answer is not None
+        return Learned(waiter.answer, waiter.busy_s)
+
+    async def _await(
+        self,
+        expert_name: str,
+        inputs: Rows,
+        gradients: Rows | None,
+        caller: bytes,
+        stake_share: float,
+        deadline: float,
+    ) -> _Waiter:
         if self._is_stopping:
             raise Stopping("this device worker is ending")
         request = self._queue.submit(
             expert_name,
-            tokens,
+            inputs,
+            gradients=gradients,
             caller=caller,
             stake_share=stake_share,
             deadline_s=deadline,
@@ -152,7 +213,7 @@ class Runtime:
             raise waiter.error
         if waiter.answer is None:
             raise DeadlinePassed("the deadline passed before the answer was there")
-        return waiter.answer
+        return waiter
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and train until cancelled; then store every expert and refuse whoever still waits."""
@@ -174,6 +235,17 @@ class Runtime:
             self._stop()
             with trio.move_on_after(self._config.final_save_timeout_s, shield=True):
                 await self._save_all()
+
+    def infos(self) -> tuple[ExpertInfo, ...]:
+        """What is served here, with the rates as measured."""
+        return tuple(
+            msgspec.structs.replace(state.hosted.info, forwards_per_s=1 / state.forward_s if state.forward_s else 0.0)
+            for state in self._states.values()
+        )
+
+    def brief_load(self) -> Load:
+        """What goes with each answer."""
+        return Load(queue_delay_ms=self._queue_delay_s * 1000, waiting_rows=self._queue.rows)
 
     def load(self) -> RuntimeLoad:
         """What to tell others about how busy this device is."""
@@ -204,33 +276,56 @@ class Runtime:
         began_s = trio.current_time()
         for request in batch.requests:
             self._queue_delay_s += (began_s - request.submitted_s - self._queue_delay_s) * _EMA_SHARE
-        tokens = np.concatenate([request.tokens for request in batch.requests])
+        inputs = _joined([request.inputs for request in batch.requests])
+        gradients = [request.gradients for request in batch.requests if request.gradients is not None]
         try:
-            answer: LogProbs = await self._run_blocking(state.hosted.forward, tokens)
+            if gradients:
+                hosted = cast("TeachableHosted", state.hosted)  # `backward` lets no other request in
+                answer, busy_s = await self._run_blocking(_timed, hosted.backward, inputs, _joined(gradients))
+            elif self._is_quick(state, batch.rows):
+                answer, busy_s = _timed(state.hosted.forward, inputs)
+            else:
+                answer, busy_s = await self._run_blocking(_timed, state.hosted.forward, inputs)
         except ExpertError as error:
             _log.warning("expert.failed", expert=batch.expert, rows=batch.rows, reason=str(error))
             for request in batch.requests:
                 self._resolve(request, error=error)
             return
-        took_s = trio.current_time() - began_s
-        state.forward_s += (took_s - state.forward_s) * (_EMA_SHARE if state.forward_s else 1.0)
+        if not gradients:
+            self._learn_rate(state, batch.rows, trio.current_time() - began_s, busy_s)
         state.rows_served += batch.rows
         at = 0
         for request in batch.requests:
-            self._resolve(request, answer=answer[at : at + len(request.tokens)])
-            at += len(request.tokens)
+            rows = len(request.inputs)
+            self._resolve(request, answer=answer[at : at + rows], busy_s=busy_s * rows / batch.rows)
+            at += rows
+
+    def _is_quick(self, state: _State, rows: int) -> bool:
+        """Whether a forward of so many rows is sure to be shorter than a thread's own cost."""
+        return state.busy_s * max(1.0, rows / state.batch_rows) < self._inline_s
+
+    @staticmethod
+    def _learn_rate(state: _State, rows: int, took_s: float, busy_s: float) -> None:
+        state.forward_s += (took_s - state.forward_s) * (_EMA_SHARE if state.forward_s else 1.0)
+        if math.isinf(state.busy_s):
+            state.busy_s, state.batch_rows = busy_s, rows
+        # slow to trust, quick to doubt: one long batch sends the next ones to the thread again
+        share = _EMA_SHARE if busy_s < state.busy_s else 0.5
+        state.busy_s += (busy_s - state.busy_s) * share
+        state.batch_rows += (rows - state.batch_rows) * share
 
     def _resolve(
         self,
         request: Request,
         *,
-        answer: LogProbs | None = None,
+        answer: Rows | None = None,
+        busy_s: float = 0.0,
         error: ExpertError | Stopping | None = None,
     ) -> None:
         waiter = self._waiters.get(request.request_id)
         if waiter is None:
             return  # its caller gave up while the batch ran
-        waiter.answer, waiter.error = answer, error
+        waiter.answer, waiter.busy_s, waiter.error = answer, busy_s, error
         waiter.done.set()
 
     def _next_to_train(self) -> Hosted | None:
@@ -269,3 +364,14 @@ class Runtime:
             if not waiter.done.is_set():
                 waiter.error = Stopping("this device worker is ending")
                 waiter.done.set()
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """One batch of several; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _timed(function: Callable[..., Rows], *arguments: Rows) -> tuple[Rows, float]:
+    began_s = time.perf_counter()
+    answer = function(*arguments)
+    return answer, time.perf_counter() - began_s

@@ -15,9 +15,17 @@ import bisect
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from .corpora import Tokens
+import numpy.typing as npt
+
+from moed.protocol.errors import LocalProtocolError
+from moed.protocol.experts import BatchSchema
+from moed.protocol.tensors import dtype_of
+
 from .errors import DeadlinePassed, QueueFull, RequestTooLarge, ShapeMismatch, UnknownExpert
+
+Rows = npt.NDArray[Any]
 
 STAKE_FLOOR = 0.01
 _UNSTAKED = b""
@@ -34,22 +42,18 @@ class QueueLimits:
     max_rows_per_caller: int = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimit:
-    """What one expert takes in one batch."""
-
-    max_rows: int
-    max_length: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One waiting request: ``tokens`` uint8 [rows, T]; ``deadline_s`` and ``submitted_s`` on the caller's clock."""
+    """One waiting request: ``inputs`` [rows, T], and for a backward pass ``gradients`` at the outputs, of that shape.
+
+    ``deadline_s`` and ``submitted_s`` are on the caller's clock.
+    """
 
     request_id: int
     expert: str
     caller: bytes
-    tokens: Tokens
+    inputs: Rows
+    gradients: Rows | None
     stake_share: float
     deadline_s: float
     submitted_s: float
@@ -57,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Requests of one expert and one length, to run together; `rows` in all."""
+    """Requests of one expert, one direction and one length, to run together; `rows` in all."""
 
     expert: str
     requests: tuple[Request, ...]
@@ -65,7 +69,7 @@ class Batch:
     @property
     def rows(self) -> int:
         """The rows of all requests."""
-        return sum(len(request.tokens) for request in self.requests)
+        return sum(len(request.inputs) for request in self.requests)
 
 
 @dataclass(slots=True)
@@ -79,7 +83,7 @@ class _Place:
 class BatchQueue:
     """The waiting requests of all experts of one device."""
 
-    def __init__(self, experts: Mapping[str, BatchLimit], limits: QueueLimits | None = None) -> None:
+    def __init__(self, experts: Mapping[str, BatchSchema], limits: QueueLimits | None = None) -> None:
         self._experts = dict(experts)
         self._limits = limits or QueueLimits()
         self._places: dict[bytes, _Place] = {}
@@ -93,16 +97,24 @@ class BatchQueue:
         return len(self._waiting)
 
     def submit(
-        self, expert: str, tokens: Tokens, *, caller: bytes, stake_share: float, deadline_s: float, now_s: float
+        self,
+        expert: str,
+        inputs: Rows,
+        *,
+        gradients: Rows | None = None,
+        caller: bytes,
+        stake_share: float,
+        deadline_s: float,
+        now_s: float,
     ) -> Request:
         """Put a request in line.
 
         Raises `UnknownExpert`, `RequestTooLarge`, `DeadlinePassed` or `QueueFull`; nothing was kept then.
         """
-        self._check_request(expert, tokens, deadline_s, now_s)
+        self._check_request(expert, inputs, gradients, deadline_s, now_s)
         is_staked = stake_share >= STAKE_FLOOR
-        self._check_room(caller, len(tokens), is_staked=is_staked)
-        request = Request(next(self._ids), expert, caller, tokens, stake_share, deadline_s, now_s)
+        self._check_room(caller, len(inputs), is_staked=is_staked)
+        request = Request(next(self._ids), expert, caller, inputs, gradients, stake_share, deadline_s, now_s)
         key = caller if is_staked else _UNSTAKED
         place = self._places.setdefault(key, _Place(self._virtual))
         bisect.insort(place.waiting, request, key=_by_deadline if is_staked else _by_arrival)
@@ -110,17 +122,18 @@ class BatchQueue:
         self._count(request, 1)
         return request
 
-    def _check_request(self, expert: str, tokens: Tokens, deadline_s: float, now_s: float) -> None:
-        limit = self._experts.get(expert)
-        if limit is None:
+    def _check_request(
+        self, expert: str, inputs: Rows, gradients: Rows | None, deadline_s: float, now_s: float
+    ) -> None:
+        schema = self._experts.get(expert)
+        if schema is None:
             raise UnknownExpert(f"no expert {expert!r} is served here")
-        shape = tokens.shape
-        if tokens.dtype.name != "uint8" or len(shape) != 2 or min(shape) < 1:
-            raise ShapeMismatch(f"expert {expert!r} takes uint8 [B, T], not {tokens.dtype} {list(shape)}")
-        if shape[0] > limit.max_rows or shape[1] > limit.max_length:
-            raise RequestTooLarge(
-                f"expert {expert!r} takes at most {[limit.max_rows, limit.max_length]}, not {list(shape)}"
-            )
+        if problem := schema.misfit(_wire_name(inputs), inputs.shape):
+            raise ShapeMismatch(f"expert {expert!r} {problem}")
+        if problem := schema.excess(inputs.shape):
+            raise RequestTooLarge(f"expert {expert!r} {problem}")
+        if gradients is not None and (gradients.shape != inputs.shape or gradients.dtype != inputs.dtype):
+            raise ShapeMismatch(f"the gradient is {gradients.dtype} {list(gradients.shape)}, not like the inputs")
         if not deadline_s > now_s:
             raise DeadlinePassed("the deadline passed before the request came")
 
@@ -155,10 +168,10 @@ class BatchQueue:
         if first is None:
             return None
         batch = [first]
-        room = self._experts[first.expert].max_rows - len(first.tokens)
+        room = self._experts[first.expert].max_rows - len(first.inputs)
         while room > 0 and (more := self._take(first, room, now_s)) is not None:
             batch.append(more)
-            room -= len(more.tokens)
+            room -= len(more.inputs)
         return Batch(first.expert, tuple(batch))
 
     def _take(self, like: Request | None, room: int, now_s: float) -> Request | None:
@@ -167,7 +180,7 @@ class BatchQueue:
             for request in place.waiting:
                 if request.deadline_s > now_s and (like is None or _fits(request, like, room)):
                     self._virtual = max(self._virtual, place.tag)
-                    place.tag += len(request.tokens) / max(request.stake_share if key else 0.0, STAKE_FLOOR)
+                    place.tag += len(request.inputs) / max(request.stake_share if key else 0.0, STAKE_FLOOR)
                     self._remove(key, request)
                     return request
         return None
@@ -184,13 +197,21 @@ class BatchQueue:
             del self._places[key]
 
     def _count(self, request: Request, sign: int) -> None:
-        rows = sign * len(request.tokens)
+        rows = sign * len(request.inputs)
         requests, own_rows = self._of_caller.get(request.caller, (0, 0))
         self.rows += rows
         if requests + sign:
             self._of_caller[request.caller] = (requests + sign, own_rows + rows)
         else:
             del self._of_caller[request.caller]
+
+
+def _wire_name(rows: Rows) -> str:
+    """The dtype as `BatchSchema` writes it; another text for what does not travel."""
+    try:
+        return dtype_of(rows).wire_name
+    except LocalProtocolError:
+        return rows.dtype.name
 
 
 def _by_deadline(request: Request) -> tuple[float, int]:
@@ -202,5 +223,6 @@ def _by_arrival(request: Request) -> int:
 
 
 def _fits(request: Request, like: Request, room: int) -> bool:
-    same = request.expert == like.expert and request.tokens.shape[1] == like.tokens.shape[1]
-    return same and len(request.tokens) <= room
+    same = request.expert == like.expert and request.inputs.shape[1] == like.inputs.shape[1]
+    same = same and (request.gradients is None) == (like.gradients is None)
+    return same and len(request.inputs) <= room

@@ -12,16 +12,21 @@ The tree:
     │   └── CheckpointCorrupt       a stored model is not what was written: set it aside
     ├── InvalidAnswer               a miner's answer that counts as no answer
     │   └── PeekedAhead             the answer knew a byte that it had to predict
+    ├── NoAnswer                    one expert on another node gave none; it says why
+    ├── RowsUnanswered              some rows of a batch got fewer answers than asked for; it says which
     ├── NotEnoughAnswers            too few answers came back to compute what was asked
     └── RequestRefused              the queue does not take, or no longer keeps, a request
         ├── QueueFull               too much is waiting already: back off
         ├── RequestTooLarge         more rows or longer rows than the expert takes: send less
         ├── UnknownExpert           no expert of that name is served here
+        ├── NoBackward              the expert gives no gradients, or none to this caller now
         ├── DeadlinePassed          nobody waits for the answer any more
         └── Stopping                the device worker ends; ask another miner
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class ModelError(Exception):
@@ -91,6 +96,26 @@ class PeekedAhead(InvalidAnswer):
     code = "peeked_ahead"
 
 
+class NoAnswer(ModelError):
+    """One expert on another node gave no answer; ``code`` is the network's or that node's own name for why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RowsUnanswered(ModelError):
+    """Some rows of a batch got too few answers: ``rows`` are their indexes, ``reasons`` the causes."""
+
+    code = "rows_unanswered"
+
+    def __init__(self, rows: Sequence[int], reasons: Sequence[NoAnswer]) -> None:
+        causes = "; ".join(sorted({f"{one.code}: {one}" for one in reasons})) or "no expert is reachable"
+        super().__init__(f"{len(rows)} rows have too few answers ({causes})")
+        self.rows = tuple(rows)
+        self.reasons = tuple(reasons)
+
+
 class NotEnoughAnswers(ModelError):
     """Too few valid answers came back to compute what was asked; ask again."""
 
@@ -119,6 +144,12 @@ class UnknownExpert(RequestRefused):
     """No expert of that name is served here; look it up again."""
 
     code = "unknown_expert"
+
+
+class NoBackward(RequestRefused):
+    """The expert gives no gradients, or none to this caller, or none more for the moment."""
+
+    code = "no_backward"
 
 
 class DeadlinePassed(RequestRefused):

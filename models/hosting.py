@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .batching import BatchLimit
+from moed.protocol.experts import BatchSchema, ExpertInfo
+
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
 from .corpora import Corpus, Tokens
 from .errors import CheckpointCorrupt, ExpertFailed, ShapeMismatch
@@ -41,9 +42,23 @@ class HostedExpert:
         return self.expert.spec.name
 
     @property
-    def limit(self) -> BatchLimit:
-        """What it takes in one batch."""
-        return BatchLimit(self.expert.spec.max_rows, self.expert.spec.max_length)
+    def info(self) -> ExpertInfo:
+        """What it takes and gives; its rate is for whoever runs it to measure."""
+        spec = self.expert.spec
+        return ExpertInfo(
+            name=spec.name,
+            kind=spec.kind,
+            takes=BatchSchema(dtype="u8", max_rows=spec.max_rows, max_length=spec.max_length),
+            output_dtype="f32",
+            output_shape=(0, BYTE_VALUES),
+            forwards_per_s=0.0,
+            has_backward=False,
+        )
+
+    @property
+    def trains_itself(self) -> bool:
+        """It has a text of its own to learn from whenever nothing waits."""
+        return True
 
     @property
     def training_loss_bits(self) -> float:

@@ -73,6 +73,7 @@ class ResetCode(IntEnum):
     BUSY = 3  # the node's memory for messages is taken; try again or elsewhere
     GOING_AWAY = 4  # the receiver said goodbye and starts nothing new
     TOO_LARGE = 5  # the answer does not fit the asking side's limits
+    UNFIT = 6  # the method takes no such request, as its first bytes show
 
 
 class GoodbyeCode(IntEnum):

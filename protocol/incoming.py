@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import Malformed, TooLarge, Unexpected
-from .frames import Role
+from .frames import ResetCode, Role
 from .outgoing import SMALL_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -60,8 +60,18 @@ class IncomingMessage:
 class Inbox:
     """The incoming messages of one session, with the limits that it announced."""
 
-    def __init__(self, limits: SessionLimits, budget: ByteBudget, allocate: Callable[[int], memoryview]) -> None:
-        """``allocate`` gives the buffer of a message that passed every limit."""
+    def __init__(
+        self,
+        limits: SessionLimits,
+        budget: ByteBudget,
+        allocate: Callable[[int], memoryview],
+        screen: Callable[[memoryview, int], bool],
+    ) -> None:
+        """``allocate`` gives the buffer of a message that passed every limit.
+
+        ``screen`` says of a large request, by its first bytes and its size, whether it is worth one.
+        """
+        self._screen = screen
         self._limits = limits
         self._budget = budget
         self._allocate = allocate
@@ -82,8 +92,8 @@ class Inbox:
         """Whether the stream is being received or served."""
         return stream in self._requests or stream in self._assembling
 
-    def open(self, frame: Open) -> IncomingMessage | None:
-        """Begin a message with its inline bytes; None if the node's own budget has no room for it now.
+    def open(self, frame: Open) -> IncomingMessage | ResetCode:
+        """Begin a message with its inline bytes, or say why not: UNFIT, or BUSY without room in the node's budget.
 
         Raises `TooLarge` over an announced limit (an honest peer counts as we do) and `Unexpected` for a stream
         that is open already.
@@ -92,8 +102,10 @@ class Inbox:
             raise Unexpected(f"stream {frame.stream} is open already")
         self._check_limits(frame)
         is_charged = frame.size > SMALL_MESSAGE_BYTES
+        if is_charged and frame.role is Role.REQUEST and not self._screen(memoryview(frame.inline), frame.size):
+            return ResetCode.UNFIT
         if is_charged and not self._budget.try_take(frame.size):
-            return None
+            return ResetCode.BUSY
         if is_charged:
             self._charged_for(frame.role)[frame.stream] = frame.size
         if self._takes_a_stream(frame):

@@ -19,7 +19,7 @@ import msgspec
 from .codec import ARRAY, BYTES, Record, check_item, decode_item, encode, read_head, write_head
 from .errors import LocalProtocolError, Malformed
 from .tensor_codecs import encode_tensor
-from .tensors import Codec, WireTensor, read_tensor
+from .tensors import Codec, TensorHead, WireTensor, read_tensor, read_tensor_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,38 @@ class Message:
 
     head: Head
     tensors: tuple[WireTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The beginning of a request: its head, and the head of its first tensor, whose values may not be here yet."""
+
+    head: RequestHead
+    tensor: TensorHead
+
+
+def read_announced(data: memoryview, size: int) -> Announced | None:
+    """What ``data``, the first bytes of a request of ``size`` bytes, announces; None if it does not reach so far.
+
+    Raises only `RemoteProtocolError` subclasses, for what `decode_message` would refuse of the whole. So a receiver
+    judges a large request before it has memory for it.
+    """
+    try:
+        _, at = _read_array(data)
+        value, at = decode_item(data, at, max_bytes=MAX_HEAD_BYTES)
+        if at < len(data) and data[at] >> 5 == BYTES:
+            _, padding, at = read_head(data, at)
+            at += padding
+        tensor, at = read_tensor_head(data, at)
+    except Malformed:
+        return None  # cut off, as far as can be told: the whole will show
+    tensor.check()
+    if at + tensor.values_bytes > size:
+        raise Malformed("a tensor is longer than its message")
+    head = _convert_head(value)
+    if not isinstance(head, RequestHead):
+        raise Malformed("a request stream carries another kind of message")
+    return Announced(head, tensor)
 
 
 def encode_message(

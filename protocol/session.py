@@ -79,10 +79,12 @@ class Session:
         budget: ByteBudget | None = None,
         ciphers: AbstractSet[Cipher] | None = None,
         allocate: Callable[[int], memoryview] = new_buffer,
+        screen: Callable[[memoryview, int], bool] = lambda _first, _size: True,
     ) -> None:
         """``ephemeral``: 32 fresh secret bytes. ``expected``: the node id that the peer must prove.
 
         ``budget`` is shared by the sessions of a node; ``allocate`` gives the buffer of each incoming message.
+        ``screen`` judges a large request by its first bytes and its size before it gets one (False: `UNFIT`).
         """
         self.limits = limits or SessionLimits()
         self.is_initiator = is_initiator
@@ -97,7 +99,7 @@ class Session:
         )
         self._handshake_out = self._handshake.start()
         self._peer: Secured | None = None
-        self._inbox = Inbox(self.limits, budget or ByteBudget(1 << 62), allocate)
+        self._inbox = Inbox(self.limits, budget or ByteBudget(1 << 62), allocate, screen)
         self._outbox: Outbox | None = None
         self._calls: dict[int, bool] = {}  # our requests without a whole response: is the request wholly sent?
         self._serving: dict[int, Priority] = {}  # the peer's whole requests without a whole response of ours
@@ -415,15 +417,15 @@ class Session:
             self._put_control(Reset(frame.stream, ResetCode.GOING_AWAY))
             return
         incoming = self._inbox.open(frame)
-        if incoming is None:
-            self._refuse_busy(frame)
+        if isinstance(incoming, ResetCode):
+            self._refuse_open(frame, incoming)
         elif incoming.missing == 0:
             self._deliver(incoming)
 
-    def _refuse_busy(self, frame: Open) -> None:
-        self._put_control(Reset(frame.stream, ResetCode.BUSY))
+    def _refuse_open(self, frame: Open, code: ResetCode) -> None:
+        self._put_control(Reset(frame.stream, code))
         if frame.role is Role.RESPONSE:
-            self._end_call(frame.stream, ResetCode.BUSY, is_local=True)
+            self._end_call(frame.stream, code, is_local=True)
 
     def _take_data(self, frame: Data) -> None:
         self._check_known(frame.stream)

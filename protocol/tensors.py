@@ -186,16 +186,58 @@ def plain_array(tensor: WireTensor) -> Array:
     return values.view(BFloat16) if tensor.values_dtype is DType.BF16 else values
 
 
+@dataclass(frozen=True, slots=True)
+class TensorHead:
+    """A tensor as its head announces it, whose values may not be here yet: ``values_bytes`` of them follow."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    values_dtype: DType
+    codec: Codec
+    scales: memoryview
+    block: int
+    values_bytes: int
+
+    def check(self) -> None:
+        """Raise `Malformed` if shape, dtype and byte length disagree."""
+        expected = _elements(self.shape) * self.values_dtype.item_bytes
+        if self.values_bytes != expected:
+            raise Malformed(
+                f"shape {self.shape} of {self.values_dtype.wire_name} is {expected} bytes, not {self.values_bytes}"
+            )
+
+
+def read_tensor_head(data: memoryview, at: int) -> tuple[TensorHead, int]:
+    """The head of the tensor item at ``at`` of ``data``, not yet checked, and the offset of its values.
+
+    Raises `Malformed` if it is cut off or is none.
+    """
+    if at < len(data) and data[at] >> 5 == MAP:
+        head, at = _read_wrapper(data, at)
+    else:
+        shape, dtype, size, at = _read_row_major(data, at)
+        head = TensorHead(dtype, shape, dtype, Codec.NONE, NO_BYTES, 0, size)
+    return head, at
+
+
 def read_tensor(data: memoryview, at: int = 0) -> tuple[WireTensor, int]:
     """The tensor item at ``at`` of ``data``, and the offset after it; nothing is copied or allocated.
 
     Raises `Malformed` for anything but the one encoding of a tensor whose shape, dtype and byte length agree.
     """
-    if at < len(data) and data[at] >> 5 == MAP:
-        tensor, end = _read_wrapper(data, at)
-    else:
-        shape, dtype, payload, end = _read_row_major(data, at)
-        tensor = WireTensor(dtype, shape, payload)
+    announced, values_at = read_tensor_head(data, at)
+    announced.check()
+    end = values_at + announced.values_bytes
+    if end > len(data):
+        raise Malformed("a typed array is longer than its message")
+    tensor = WireTensor(
+        announced.dtype,
+        announced.shape,
+        data[values_at:end],
+        announced.codec,
+        announced.scales,
+        announced.block,
+    )
     _check(tensor)
     # One encoding for each tensor: what another order, length or wrapper would say again is refused.
     head = tensor.head()
@@ -212,21 +254,21 @@ def check_decoded_size(tensors: tuple[WireTensor, ...], max_bytes: int) -> None:
 
 
 def _check(tensor: WireTensor) -> None:
-    """Shape, dtype, codec and lengths against each other, in exact integers."""
-    nonzero = math.prod(size for size in tensor.shape if size)
-    if nonzero > MAX_ELEMENTS:
-        raise Malformed(f"a tensor of shape {tensor.shape} is larger than any that travels")
-    expected = tensor.elements * tensor.values_dtype.item_bytes
-    if len(tensor.payload) != expected:
-        raise Malformed(
-            f"shape {tensor.shape} of {tensor.values_dtype.wire_name} is {expected} bytes, not {len(tensor.payload)}"
-        )
-    if tensor.dtype is DType.BOOL and expected and np.frombuffer(tensor.payload, np.uint8).max() > 1:
+    """What the head alone does not tell: the values of a bool, whether the codec applies, its scales."""
+    if tensor.dtype is DType.BOOL and len(tensor.payload) and np.frombuffer(tensor.payload, np.uint8).max() > 1:
         raise Malformed("a bool tensor holds a byte that is neither 0 nor 1")
     if tensor.codec is not Codec.NONE and (tensor.dtype not in CODED_DTYPES or not tensor.elements):
         raise Malformed(f"codec {tensor.codec.wire_name} does not apply to this tensor")
     if tensor.codec is Codec.INT8_BLOCK:
         _check_scales(tensor)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    """How many elements a foreign shape holds, in exact integers. Raises `Malformed` for more than ever travel."""
+    nonzero = math.prod(size for size in shape if size)
+    if nonzero > MAX_ELEMENTS:
+        raise Malformed(f"a tensor of shape {shape} is larger than any that travels")
+    return nonzero if all(shape) else 0
 
 
 def _check_scales(tensor: WireTensor) -> None:
@@ -268,27 +310,25 @@ def _read_shape(data: memoryview, at: int) -> tuple[tuple[int, ...], int]:
     return tuple(shape), at
 
 
-def _read_typed_array(data: memoryview, at: int) -> tuple[DType, memoryview, int]:
-    """A little-endian typed array of RFC 8746, section 2."""
+def _read_typed_array(data: memoryview, at: int) -> tuple[DType, int, int]:
+    """The head of a little-endian typed array of RFC 8746, section 2: dtype, length in bytes, where they start."""
     tag, at = _expect(data, at, TAG, "a typed array")
     dtype = _BY_TAG.get(tag)
     if dtype is None:
         raise Malformed(f"tag {tag} is no typed array that travels here")
     size, at = _expect(data, at, BYTES, "a byte string")
-    if size > len(data) - at:
-        raise Malformed("a typed array is longer than its message")
-    return dtype, data[at : at + size], at + size
+    return dtype, size, at
 
 
-def _read_row_major(data: memoryview, at: int) -> tuple[tuple[int, ...], DType, memoryview, int]:
-    """A multi-dimensional array of RFC 8746, section 3.1.1."""
+def _read_row_major(data: memoryview, at: int) -> tuple[tuple[int, ...], DType, int, int]:
+    """The head of a multi-dimensional array of RFC 8746, section 3.1.1: shape, and as of a typed array."""
     tag, at = _expect(data, at, TAG, "tag 40")
     count, at = _expect(data, at, ARRAY, "an array of shape and values")
     if tag != ROW_MAJOR_TAG or count != 2:
         raise Malformed("a tensor is tag 40 over its shape and its values")
     shape, at = _read_shape(data, at)
-    dtype, payload, at = _read_typed_array(data, at)
-    return shape, dtype, payload, at
+    dtype, size, at = _read_typed_array(data, at)
+    return shape, dtype, size, at
 
 
 def _read_text(data: memoryview, at: int) -> tuple[str, int]:
@@ -309,7 +349,7 @@ class _Wrapper:
     scales: memoryview = NO_BYTES
 
 
-def _read_wrapper(data: memoryview, at: int) -> tuple[WireTensor, int]:
+def _read_wrapper(data: memoryview, at: int) -> tuple[TensorHead, int]:
     """The map form. The order of its entries is checked by `read_tensor`, which writes the head again."""
     count, at = _expect(data, at, MAP, "a map")
     wrapper = _Wrapper()
@@ -320,13 +360,13 @@ def _read_wrapper(data: memoryview, at: int) -> tuple[WireTensor, int]:
         raise Malformed("a tensor's wrapper has a dtype and ends with its values")
     shape = wrapper.shape
     if shape is None:
-        shape, values_dtype, payload, at = _read_row_major(data, at)
+        shape, found_dtype, size, at = _read_row_major(data, at)
     else:
-        values_dtype, payload, at = _read_typed_array(data, at)
-    tensor = WireTensor(wrapper.dtype, shape, payload, wrapper.codec, wrapper.scales, wrapper.block)
-    if values_dtype.tag != tensor.values_dtype.tag:
-        raise Malformed(f"values of {values_dtype.wire_name} do not fit dtype {wrapper.dtype.wire_name}")
-    return tensor, at
+        found_dtype, size, at = _read_typed_array(data, at)
+    values_dtype = wrapper.codec.values or wrapper.dtype
+    if found_dtype.tag != values_dtype.tag:
+        raise Malformed(f"values of {found_dtype.wire_name} do not fit dtype {wrapper.dtype.wire_name}")
+    return TensorHead(wrapper.dtype, shape, values_dtype, wrapper.codec, wrapper.scales, wrapper.block, size), at
 
 
 def _read_entry(data: memoryview, at: int, wrapper: _Wrapper) -> int:
@@ -336,7 +376,10 @@ def _read_entry(data: memoryview, at: int, wrapper: _Wrapper) -> int:
     elif key == "shape":
         wrapper.shape, at = _read_shape(data, at)
     elif key == "scales":
-        _, wrapper.scales, at = _read_typed_array(data, at)
+        _, size, at = _read_typed_array(data, at)
+        if size > len(data) - at:
+            raise Malformed("the scales are longer than their message")
+        wrapper.scales, at = data[at : at + size], at + size
     elif key in ("codec", "dtype"):
         word, at = _read_text(data, at)
         known: dict[str, Any] = _CODEC_BY_NAME if key == "codec" else _BY_NAME

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moed.protocol.tensors import Codec
 
 if TYPE_CHECKING:
+    from moed.protocol.messages import Announced
     from moed.protocol.tensors import Array, WireTensor
 
     from .peers import Peer
@@ -52,3 +53,17 @@ class Refused(Exception):
 
 
 Handler = Callable[[Call], Awaitable[Reply | None]]
+Screen = Callable[["Announced"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A handler with what the network should know of it.
+
+    ``screen`` refuses (`Refused` or a `RemoteProtocolError`) a large request by its first bytes, before there is
+    memory for it. ``is_receipted``: both sides sign a receipt for each call.
+    """
+
+    handler: Handler
+    screen: Screen | None = None
+    is_receipted: bool = False

@@ -149,6 +149,8 @@ def _error_of(event: RequestEnded) -> CallError:
         return DeadlineExceeded("the time was over before the answer")
     if event.code is ResetCode.GOING_AWAY:
         return PeerLeaving("the peer is leaving and starts nothing new")
+    if event.code is ResetCode.UNFIT:
+        return RemoteRefusal("unfit", "the method takes no such tensors")
     if event.is_local:
         return Overloaded("no room for the answer among the messages that this node receives")
     return RemoteRefusal(event.code.name.lower(), "the peer ended the call without an answer")

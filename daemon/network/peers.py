@@ -12,14 +12,15 @@ import structlog
 import trio
 
 from moed.protocol.buffer_pool import BufferPool
+from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.frames import GoodbyeCode, Priority
 from moed.protocol.handshake import SessionLimits
 from moed.protocol.incoming import ByteBudget
-from moed.protocol.messages import NoticeHead, RequestHead
+from moed.protocol.messages import NoticeHead, RequestHead, read_announced
 from moed.protocol.session import Session
 from moed.protocol.tensors import Codec
 
-from .calls import Call, Handler, Refused, Reply
+from .calls import Call, Handler, Method, Refused, Reply
 from .connection import Connection
 from .door import Door, accept_forever, address_of
 from .errors import CallError, DialFailed, PeerLeaving, PeerLost
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from moed.protocol.identity import Identity, NodeId, PublicKey
     from moed.protocol.tensors import Array, WireTensor
 
-__all__ = ["Call", "Handler", "Peer", "Peers", "Priority", "Refused", "Reply"]
+__all__ = ["Call", "Handler", "Method", "Peer", "Peers", "Priority", "Refused", "Reply"]
 
 logger = structlog.get_logger()
 
@@ -163,7 +164,7 @@ class Peers:
         identity: Identity,
         network_id: bytes,
         *,
-        handlers: Mapping[str, Handler] | None = None,
+        handlers: Mapping[str, Handler | Method] | None = None,
         limits: SessionLimits | None = None,
         network_limits: NetworkLimits | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
@@ -173,7 +174,7 @@ class Peers:
         self.counters = NetworkCounters()
         self._identity = identity
         self._network_id = network_id
-        self._handlers: dict[str, Handler] = dict(handlers or {})
+        self._methods: dict[str, Method] = {}
         self._session_limits = limits or SessionLimits()
         self._limits = network_limits or NetworkLimits()
         self._random_bytes = random_bytes
@@ -185,13 +186,14 @@ class Peers:
         self._peers: dict[NodeId, Peer] = {}
         self._dials: dict[NodeId | Address, _Dial] = {}
         self._nursery: trio.Nursery | None = None
+        self.add_handlers(handlers or {})
 
-    def add_handlers(self, handlers: Mapping[str, Handler]) -> None:
+    def add_handlers(self, handlers: Mapping[str, Handler | Method]) -> None:
         """Serve these methods too; a method that is served already is a bug of the caller."""
-        twice = self._handlers.keys() & handlers.keys()
+        twice = self._methods.keys() & handlers.keys()
         if twice:
             raise ValueError(f"methods are served twice: {sorted(twice)}")
-        self._handlers.update(handlers)
+        self._methods.update((name, one if isinstance(one, Method) else Method(one)) for name, one in handlers.items())
 
     def connected(self) -> Sequence[Peer]:
         """The peers that we have a session with, the longest known first; those that are leaving are not among them."""
@@ -330,6 +332,7 @@ class Peers:
             expected=expected,
             budget=self._budget,
             allocate=self._pool.allocate,
+            screen=self._screen,
         )
         return Connection(
             stream,
@@ -338,8 +341,22 @@ class Peers:
             is_outbound=is_outbound,
             limits=self._limits,
             counters=self.counters,
-            serving=lambda connection: Serving(connection, self._handlers, self._limits, self.counters),
+            serving=lambda connection: Serving(connection, self._methods, self._limits, self.counters),
         )
+
+    def _screen(self, first: memoryview, size: int) -> bool:
+        """Whether a large request, by its first bytes, is worth memory. Raises `RemoteProtocolError` for none."""
+        announced = read_announced(first, size)
+        method = self._methods.get(announced.head.method) if announced is not None else None
+        if announced is None or method is None or method.screen is None:
+            return True
+        try:
+            method.screen(announced)
+        except (Refused, RemoteProtocolError) as error:
+            self.counters.calls_refused += 1
+            logger.debug("call.unfit", method=announced.head.method, reason=str(error))
+            return False
+        return True
 
     async def _run_connection(self, connection: Connection, opened: Callable[[Connection], None]) -> None:
         """Drive a connection to its end and unregister it."""

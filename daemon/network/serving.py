@@ -24,7 +24,7 @@ from moed.protocol.messages import (
 from moed.protocol.tensor_codecs import decode_tensor
 from moed.protocol.tensors import check_decoded_size
 
-from .calls import Call, Handler, Refused, Reply
+from .calls import Call, Method, Refused, Reply
 from .errors import CallError
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class Serving:
     def __init__(
         self,
         connection: Connection,
-        handlers: Mapping[str, Handler],
+        methods: Mapping[str, Method],
         limits: NetworkLimits,
         counters: NetworkCounters,
     ) -> None:
         self._connection = connection
         self._session = connection.session
-        self._handlers = handlers
+        self._methods = methods
         self._limits = limits
         self._counters = counters
         self._running: dict[int, trio.CancelScope] = {}
@@ -155,13 +155,13 @@ class Serving:
         assert isinstance(message.head, RequestHead | NoticeHead)
         peer = self._connection.peer
         assert peer is not None  # messages come only after the session was registered
-        handler = self._handlers.get(message.head.method)
-        if handler is None:
+        method = self._methods.get(message.head.method)
+        if method is None:
             raise Refused("unknown_method", f"this node does not serve {message.head.method!r}")
         check_decoded_size(message.tensors, self._session.limits.max_message_bytes)
         tensors = tuple(decode_tensor(tensor) for tensor in message.tensors)
         call = Call(peer, message.head.method, message.head.body, tensors, message.tensors, deadline)
-        return await handler(call)
+        return await method.handler(call)
 
     # -- notices ---------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moed.models.batching import Batch, BatchLimit, BatchQueue, QueueLimits, Request
+from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
 from moed.models.errors import DeadlinePassed, QueueFull, RequestTooLarge, ShapeMismatch, UnknownExpert
+from moed.protocol.experts import BatchSchema
 
 
 def make_queue(max_rows: int = 8, limits: QueueLimits | None = None) -> BatchQueue:
-    return BatchQueue({"a": BatchLimit(max_rows, 64), "b": BatchLimit(max_rows, 64)}, limits)
+    schema = BatchSchema(dtype="u8", max_rows=max_rows, max_length=64)
+    return BatchQueue({"a": schema, "b": schema}, limits)
 
 
 def submit(

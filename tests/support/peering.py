@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from moed.daemon.network.calls import Call, Handler, Refused, Reply
+from moed.daemon.network.calls import Call, Handler, Method, Refused, Reply
 from moed.daemon.network.limits import NetworkLimits
 from moed.daemon.network.peers import Peer, Peers
 from moed.protocol.addresses import Address
@@ -85,7 +85,7 @@ async def running(
     network_id: bytes = NETWORK_ID,
     limits: SessionLimits | None = None,
     network_limits: NetworkLimits | None = None,
-    extra: Mapping[str, Handler] | None = None,
+    extra: Mapping[str, Handler | Method] | None = None,
 ) -> AsyncIterator[Running]:
     """One node, listening on a free port of 127.0.0.1 until the block ends."""
     served = Served()

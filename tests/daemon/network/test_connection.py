@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from moed.daemon.network.calls import Method
 from moed.daemon.network.connection import Connection
 from moed.daemon.network.errors import PeerLeaving, PeerLost
 from moed.daemon.network.limits import NetworkCounters, NetworkLimits
@@ -50,6 +51,7 @@ class Side:
 def make_side(stream: trio.abc.Stream, number: int, *, is_outbound: bool) -> Side:
     """A connection with the small services of the tests."""
     served, counters = Served(), NetworkCounters()
+    methods = {name: Method(handler) for name, handler in served.handlers().items()}
     session = Session(identity_of(number), NETWORK_ID, is_initiator=is_outbound, ephemeral=bytes([number]) * 32)
     connection = Connection(
         stream,
@@ -58,7 +60,7 @@ def make_side(stream: trio.abc.Stream, number: int, *, is_outbound: bool) -> Sid
         is_outbound=is_outbound,
         limits=LIMITS,
         counters=counters,
-        serving=lambda connection: Serving(connection, served.handlers(), LIMITS, counters),
+        serving=lambda connection: Serving(connection, methods, LIMITS, counters),
     )
     return Side(connection, served, counters, trio.Event())
 

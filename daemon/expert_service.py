@@ -1,0 +1,146 @@
+"""What peers may ask of the experts that one device serves, checked before it costs anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from moed.models.batching import STAKE_FLOOR
+from moed.models.errors import ExpertError, NoBackward, RequestRefused, UnknownExpert
+from moed.protocol.codec import convert_record
+from moed.protocol.experts import (
+    BACKWARD,
+    FORWARD,
+    INFO,
+    BackwardRequest,
+    ForwardRequest,
+    InfoAnswer,
+    InfoRequest,
+    check_batches,
+)
+from moed.protocol.tensors import Codec
+
+from .network.calls import Call, Handler, Method, Refused, Reply
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from moed.protocol.messages import Announced
+    from moed.protocol.tensors import Array
+
+_CODECS = {"float32": Codec.NONE, **{codec.wire_name: codec for codec in Codec if codec is not Codec.NONE}}
+
+
+@dataclass(slots=True)
+class BackwardBudget:
+    """How much of the device's time callers without stake may spend on backward passes.
+
+    ``stranger_share`` 0, the default, refuses them; a share lets them use so much of the time on average, and up to
+    ``burst_s`` at once. Whoever holds at least `STAKE_FLOOR` of the stake is bounded by the fair queue alone.
+    """
+
+    stranger_share: float = 0.0
+    burst_s: float = 2.0
+    _balance_s: float = 0.0
+    _at_s: float | None = None
+
+    def check(self, stake_share: float, now_s: float) -> None:
+        """Raise `NoBackward` for a caller who gets none now."""
+        if stake_share >= STAKE_FLOOR:
+            return
+        if self.stranger_share <= 0:
+            raise NoBackward("this node gives gradients only to callers with stake")
+        earned_s = self.burst_s if self._at_s is None else (now_s - self._at_s) * self.stranger_share
+        self._balance_s, self._at_s = min(self._balance_s + earned_s, self.burst_s), now_s
+        if self._balance_s <= 0:
+            raise NoBackward("callers without stake have used up what this node spends on their gradients")
+
+    def charge(self, stake_share: float, busy_s: float) -> None:
+        """Count device time that a caller used."""
+        if stake_share < STAKE_FLOOR:
+            self._balance_s -= busy_s
+
+
+class ExpertService:
+    """The handlers of ``runtime``'s experts; ``stake_share`` tells a caller's part of all stake by its public key."""
+
+    def __init__(
+        self, runtime: Runtime, stake_share: Callable[[bytes], float], budget: BackwardBudget | None = None
+    ) -> None:
+        self._runtime = runtime
+        self._stake_share = stake_share
+        self._budget = budget or BackwardBudget()
+
+    def handlers(self) -> Mapping[str, Handler | Method]:
+        """What peers may call."""
+        return {
+            FORWARD: Method(self._forward, screen=self._screen, is_receipted=True),
+            BACKWARD: Method(self._backward, screen=self._screen, is_receipted=True),
+            INFO: self._info,
+        }
+
+    def _screen(self, announced: Announced) -> None:
+        """Refuse a large batch by its first bytes, before there is memory for the rest. Raises `Malformed`."""
+        request = convert_record(announced.head.body, _SCREENED[announced.head.method])
+        schema = self._runtime.takes(request.expert)
+        if schema is None:
+            raise Refused(UnknownExpert.code, f"no expert {request.expert!r} is served here")
+        check_batches(schema, [announced.tensor], 1, request.expert)
+
+    def _check(self, call: Call, expert: str, count: int) -> None:
+        schema = self._runtime.takes(expert)
+        if schema is None:
+            raise Refused(UnknownExpert.code, f"no expert {expert!r} is served here")
+        check_batches(schema, call.wire_tensors, count, expert)
+
+    async def _forward(self, call: Call) -> Reply:
+        request = convert_record(call.body, ForwardRequest)
+        self._check(call, request.expert, 1)
+        try:
+            answer = await self._runtime.forward(
+                request.expert,
+                call.tensors[0],
+                caller=call.peer.node_id,
+                stake_share=self._stake_share(call.peer.public_key),
+                deadline=call.deadline,
+            )
+        except (ExpertError, RequestRefused) as error:
+            raise Refused(error.code, str(error)) from error
+        return self._reply(answer, request.codec)
+
+    async def _backward(self, call: Call) -> Reply:
+        request = convert_record(call.body, BackwardRequest)
+        self._check(call, request.expert, 2)
+        inputs, gradients = call.tensors
+        share = self._stake_share(call.peer.public_key)
+        try:
+            self._budget.check(share, trio.current_time())
+            learned = await self._runtime.backward(
+                request.expert,
+                inputs,
+                gradients,
+                caller=call.peer.node_id,
+                stake_share=share,
+                deadline=call.deadline,
+            )
+        except (ExpertError, RequestRefused) as error:
+            raise Refused(error.code, str(error)) from error
+        self._budget.charge(share, learned.busy_s)
+        return self._reply(learned.gradients, request.codec)
+
+    async def _info(self, call: Call) -> Reply:
+        request = convert_record(call.body or {}, InfoRequest)
+        await trio.lowlevel.checkpoint()
+        infos = tuple(one for one in self._runtime.infos() if request.expert in (None, one.name))
+        if not infos:
+            raise Refused(UnknownExpert.code, f"no expert {request.expert!r} is served here")
+        return Reply(msgspec.to_builtins(InfoAnswer(experts=infos, load=self._runtime.brief_load())))
+
+    def _reply(self, answer: Array, codec: str) -> Reply:
+        return Reply(msgspec.structs.asdict(self._runtime.brief_load()), [answer], _CODECS[codec])
+
+
+_SCREENED: Mapping[str, type[ForwardRequest | BackwardRequest]] = {FORWARD: ForwardRequest, BACKWARD: BackwardRequest}

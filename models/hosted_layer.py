@@ -1,0 +1,179 @@
+"""One layer as a miner hosts it: answers forward, gives gradients backward and learns from them by Adam.
+
+Backward runs the layer again instead of keeping what forward computed: between a stranger's two calls anything may
+happen, memory that waits for the second one is memory that he holds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from moed.protocol.codec import Record
+from moed.protocol.experts import BatchSchema, ExpertInfo
+
+from .checkpoint import Note, load_checkpoint, save_checkpoint, set_aside
+from .errors import CheckpointCorrupt, ExpertFailed, ModelRefused, ShapeMismatch
+from .layers import HIDDEN, LAYERS
+from .optimizer import Adam, clip_gradients
+
+CHECKPOINT_KIND = "expert hidden"
+Rows = npt.NDArray[Any]
+
+
+class LayerSpec(Record, frozen=True, kw_only=True):
+    """One layer as the local configuration names it. ``learning_rate`` 0 keeps the weights as they are."""
+
+    name: str
+    layer: str
+    width: int
+    max_rows: int = 1024
+    learning_rate: float = 1e-3
+    clip_norm: float = 1.0
+
+
+@dataclass(slots=True)
+class HostedLayer:
+    """A layer with its optimizer and the place of its checkpoint. Not thread-safe: one device worker calls it."""
+
+    spec: LayerSpec
+    module: nn.Module
+    path: Path
+    optimizer: Adam = field(default_factory=lambda: Adam(beta2=0.999))
+    training_steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name that it is served under."""
+        return self.spec.name
+
+    @property
+    def info(self) -> ExpertInfo:
+        """What it takes and gives."""
+        spec = self.spec
+        return ExpertInfo(
+            name=spec.name,
+            kind=HIDDEN,
+            takes=BatchSchema(dtype="f32", max_rows=spec.max_rows, max_length=spec.width, is_exact=True),
+            output_dtype="f32",
+            output_shape=(spec.width,),
+            forwards_per_s=0.0,
+            has_backward=True,
+        )
+
+    @property
+    def training_loss_bits(self) -> float:
+        """Not a number: only its callers know the loss."""
+        return math.nan
+
+    @property
+    def trains_itself(self) -> bool:
+        """It learns from its callers' gradients alone."""
+        return False
+
+    def train_step(self) -> float:
+        """Nothing to learn from without a caller; the worker asks only what `trains_itself`."""
+        return math.nan
+
+    def forward(self, inputs: Rows) -> Rows:
+        """Vectors float32 [B, D] to [B, D]; may be a view of ``inputs``. Raises `ExpertFailed` where torch gave up."""
+        try:
+            with torch.inference_mode():
+                answer: Rows = self.module(_tensor(inputs)).numpy()
+        except RuntimeError as error:  # torch's own failures, out of memory among them
+            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        return answer
+
+    def backward(self, inputs: Rows, gradients: Rows) -> Rows:
+        """The gradient at ``inputs`` [B, D] from that at the outputs, and one step of Adam.
+
+        Raises `ShapeMismatch` for a gradient that is not finite: it would ruin the weights. `ExpertFailed` as above.
+        """
+        at_output = _tensor(gradients)
+        # the norm alone costs one pass; it is not finite if any element is not
+        if not math.isfinite(float(torch.linalg.vector_norm(at_output))):
+            raise ShapeMismatch(f"expert {self.name!r}: a gradient that is not finite")
+        x = _tensor(inputs).detach().requires_grad_()
+        try:
+            torch.autograd.backward(self.module(x), at_output)
+        except RuntimeError as error:
+            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        self._learn()
+        assert x.grad is not None
+        at_input: Rows = x.grad.numpy()
+        return at_input
+
+    def _learn(self) -> None:
+        parameters = list(self.module.named_parameters())
+        norm = clip_gradients((parameter for _, parameter in parameters), self.spec.clip_norm)
+        if self.spec.learning_rate and math.isfinite(norm):
+            self.optimizer.step(parameters, self.spec.learning_rate)
+            self.training_steps += 1
+        for _, parameter in parameters:
+            parameter.grad = None
+
+    def save(self) -> bytes:
+        """Store weights and moments; returns the content hash."""
+        tensors = {f"weights/{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        tensors["steps"] = torch.tensor(self.training_steps, dtype=torch.int64)
+        notes: dict[str, Note] = {
+            "name": self.name,
+            "layer": self.spec.layer,
+            "width": self.spec.width,
+        }
+        return save_checkpoint(self.path, CHECKPOINT_KIND, tensors, notes)
+
+    def restore(self) -> None:
+        """Go on from the checkpoint. Raises `CheckpointCorrupt`, for another layer's too, and `FileNotFoundError`."""
+        checkpoint = load_checkpoint(self.path, CHECKPOINT_KIND)
+        if checkpoint.notes.get("layer") != self.spec.layer or checkpoint.notes.get("width") != self.spec.width:
+            raise CheckpointCorrupt(f"{self.path} is of another layer")
+        try:
+            self.module.load_state_dict(_below("weights/", checkpoint.tensors))
+            self.optimizer.restore(_below("optimizer/", checkpoint.tensors))
+            self.training_steps = int(checkpoint.tensors["steps"])
+        except (RuntimeError, KeyError) as error:
+            raise CheckpointCorrupt(f"{self.path} does not fit the layer: {error}") from error
+
+
+def open_layer(spec: LayerSpec, folder: Path, seed: int) -> HostedLayer:
+    """Build ``spec`` with weights drawn from ``seed``, or go on from its checkpoint in ``folder``.
+
+    A corrupt checkpoint is set aside. Raises `ModelRefused` for a layer that does not exist.
+    """
+    if spec.layer not in LAYERS or not 1 <= spec.width <= 1 << 16:
+        raise ModelRefused(f"expert {spec.name!r}: no layer {spec.layer!r} of width {spec.width}")
+    path = folder / f"{spec.name}.ckpt"
+    hosted = HostedLayer(spec, _build(spec, seed), path)
+    try:
+        hosted.restore()
+    except FileNotFoundError:
+        pass
+    except CheckpointCorrupt:
+        set_aside(path)
+        # built again: a restore that failed half-way may have left some weights in
+        hosted = HostedLayer(spec, _build(spec, seed), path)
+    return hosted
+
+
+def _build(spec: LayerSpec, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LAYERS[spec.layer](spec.width)
+
+
+def _below(prefix: str, tensors: Any) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _tensor(rows: Rows) -> Tensor:
+    """A tensor over the received memory; a copy only where that is read-only, which torch would warn about."""
+    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))
