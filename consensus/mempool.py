@@ -1,32 +1,50 @@
-"""Transactions that wait for a block: by sender and nonce, bounded, and never one that cannot apply."""
+"""Transactions that wait for a block: by sender and nonce, bounded in number, bytes and time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from .errors import PoolFull, WrongNonce
 from .state import StateReader, read_account
 from .transactions import SignedTransaction
 
 MAX_TRANSACTIONS = 10_000
+MAX_POOL_BYTES = 1 << 22
+"""Encoded; as objects, rows of weights take about 25 times as much memory."""
 MAX_PER_SENDER = 64
+MAX_WAIT_BLOCKS = 50
+"""Blocks after which a transaction that none of them took is dropped. What cannot apply would else hold its place, and
+its sender's nonce, for ever; the sender may send it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    transaction: SignedTransaction
+    since_height: int
+    size_bytes: int
 
 
 class Mempool:
     """Waiting transactions; the caller has checked their signatures."""
 
     def __init__(self) -> None:
-        self._by_sender: dict[bytes, dict[int, SignedTransaction]] = {}
+        self._by_sender: dict[bytes, dict[int, _Waiting]] = {}
         self._count = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __contains__(self, transaction: SignedTransaction) -> bool:
-        return self._by_sender.get(transaction.sender, {}).get(transaction.nonce) == transaction
+        waiting = self._by_sender.get(transaction.sender, {}).get(transaction.nonce)
+        return waiting is not None and waiting.transaction == transaction
 
-    def add(self, transaction: SignedTransaction, state: StateReader) -> None:
-        """Keep a transaction. Raises `WrongNonce` or `PoolFull`; the first one of a nonce stays."""
+    def add(self, transaction: SignedTransaction, state: StateReader, height: int) -> None:
+        """Keep a transaction; ``height`` is that of the last block.
+
+        Raises `WrongNonce` or `PoolFull`; the first one of a nonce stays.
+        """
         next_nonce = read_account(state, transaction.sender).nonce
         waiting = self._by_sender.get(transaction.sender, {})
         if not next_nonce <= transaction.nonce < next_nonce + MAX_PER_SENDER:
@@ -35,8 +53,13 @@ class Mempool:
             raise WrongNonce("nonce", "one without a waiting transaction", transaction.nonce)
         if self._count >= MAX_TRANSACTIONS:
             raise PoolFull("waiting transactions", f"under {MAX_TRANSACTIONS}", self._count)
-        self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = transaction
+        size_bytes = transaction.size_bytes
+        if self._bytes + size_bytes > MAX_POOL_BYTES:
+            raise PoolFull("bytes of waiting transactions", f"at most {MAX_POOL_BYTES}", self._bytes + size_bytes)
+        entry = _Waiting(transaction, height, size_bytes)
+        self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = entry
         self._count += 1
+        self._bytes += size_bytes
 
     def next_nonce(self, sender: bytes, state: StateReader) -> int:
         """The nonce for the sender's next transaction, counting those that wait."""
@@ -47,27 +70,34 @@ class Mempool:
         return nonce
 
     def candidates(self, state: StateReader) -> Iterator[SignedTransaction]:
-        """Transactions in an order in which they can apply: each sender's by nonce, without gaps."""
+        """Transactions in an order in which they can apply: each sender's by nonce, without gaps.
+
+        Take what is needed before anything else changes the pool.
+        """
         for sender in sorted(self._by_sender):
             waiting = self._by_sender[sender]
             nonce = read_account(state, sender).nonce
             while nonce in waiting:
-                yield waiting[nonce]
+                yield waiting[nonce].transaction
                 nonce += 1
 
     def discard(self, transaction: SignedTransaction) -> None:
         """Drop a transaction, if it waits."""
-        waiting = self._by_sender.get(transaction.sender, {})
-        if waiting.get(transaction.nonce) == transaction:
-            del waiting[transaction.nonce]
+        if transaction in self:
+            waiting = self._by_sender[transaction.sender]
+            self._bytes -= waiting.pop(transaction.nonce).size_bytes
             self._count -= 1
             if not waiting:
                 del self._by_sender[transaction.sender]
 
-    def prune(self, state: StateReader) -> None:
-        """Drop what a new block has made impossible to apply: nonces that are used."""
+    def prune(self, state: StateReader, height: int) -> None:
+        """After the block at ``height``: drop what can no longer apply, and what has waited too long."""
         for sender in list(self._by_sender):
             next_nonce = read_account(state, sender).nonce
-            used = [waiting for nonce, waiting in self._by_sender[sender].items() if nonce < next_nonce]
-            for transaction in used:
+            over = [
+                entry.transaction
+                for nonce, entry in self._by_sender[sender].items()
+                if nonce < next_nonce or height - entry.since_height >= MAX_WAIT_BLOCKS
+            ]
+            for transaction in over:
                 self.discard(transaction)

@@ -93,24 +93,34 @@ class Head:
     def build(
         self, transactions: Iterable[SignedTransaction], *, proposer: bytes, now_ms: int
     ) -> tuple[Block, list[tuple[SignedTransaction, InvalidTransaction]]]:
-        """A block on this head with those of ``transactions`` that apply, in order; and the ones refused, with why."""
+        """A block on this head with those of ``transactions`` that apply, in order; and the ones refused, with why.
+
+        After one of a sender's that is not taken, for want of room or refused, the rest of that sender's are passed
+        over: they may apply in a later block.
+        """
         height = self.height + 1
         overlay = _begin(self.state, height)
         taken: list[SignedTransaction] = []
         room = self.params.max_block_bytes
         refused: list[tuple[SignedTransaction, InvalidTransaction]] = []
+        passed_over: set[bytes] = set()
         for transaction in transactions:
             if len(taken) == self.params.max_block_transactions:
                 break
-            if transaction.size_bytes > room:
+            if transaction.sender in passed_over:
+                continue
+            size_bytes = transaction.size_bytes
+            if size_bytes > room:
+                passed_over.add(transaction.sender)
                 continue
             try:
                 apply(overlay, transaction, params=self.params, height=height)
             except InvalidTransaction as error:
                 refused.append((transaction, error))
+                passed_over.add(transaction.sender)
             else:
                 taken.append(transaction)
-                room -= transaction.size_bytes
+                room -= size_bytes
         _finish(overlay, self.params, height)
         header = Header(
             height=height,

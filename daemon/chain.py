@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from moed.consensus.blocks import Block, Commit, Proposal, Vote
-from moed.consensus.errors import InvalidTransaction, RuleBroken
+from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import (
     CastVote,
@@ -183,7 +183,7 @@ class Chain:
     async def add_transaction(self, transaction: SignedTransaction, origin: NodeId | None) -> None:
         """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
         transaction.check_signature(self.head.network_id)
-        self.mempool.add(transaction, self.head.state)
+        self.mempool.add(transaction, self.head.state, self.height)
         await self._broadcast("chain.transaction", encode_record(transaction), origin)
 
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -360,7 +360,8 @@ class Chain:
         )
         for transaction, error in refused:
             logger.info("chain.transaction_refused", id=transaction.id.hex(), code=error.code, reason=str(error))
-            self.mempool.discard(transaction)
+            if not isinstance(error, TooManyRegistrations):  # the next block has room for those
+                self.mempool.discard(transaction)
         return block
 
     def _judge(self, block: Block) -> bool:
@@ -376,7 +377,7 @@ class Chain:
         """Make a block final here: on disk, then in memory, then known to others."""
         await self._run_blocking(self._store.append, executed, commit)
         self.head.advance(executed, commit)
-        self.mempool.prune(self.head.state)
+        self.mempool.prune(self.head.state, self.height)
         self._executed.clear()
         self._rounds = self._new_rounds()
         self._progress += 1
