@@ -14,7 +14,15 @@ from typing import Any, Protocol, TypeVar
 import structlog
 import trio
 
-from moed.consensus.blocks import Block, Commit, Proposal, Vote
+from moed.consensus.blocks import (
+    MAX_BLOCK_RECORD_BYTES,
+    Block,
+    Commit,
+    Proposal,
+    Vote,
+    decode_block,
+    decode_commit,
+)
 from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import (
@@ -52,11 +60,16 @@ REGOSSIP_S = 1.0
 """How long a height may stand still before we say again what we know of it."""
 SYNC_BATCH = 64
 SYNC_DEADLINE_S = 10.0
+SYNC_PAUSE_S = 0.1
+"""Pause after a fetch that brought nothing: who claims a height again and again does not keep us busy."""
 MAX_TRANSACTIONS_TOLD = 100
 """Waiting transactions that a new peer is told of; the rest reach it in blocks."""
 MAX_EARLY_MESSAGES = 256
-"""Messages for the next height that are kept until we get there."""
-MAX_BLOCK_MESSAGE_BYTES = 1 << 22
+MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
+"""Messages for the next height that are kept until we get there; all are of validators."""
+MAX_READERS = 2
+"""Requests for blocks that read the store at one time; it is shared with the one who writes blocks."""
+MAX_FAILURES_KEPT = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +152,10 @@ class Chain:
         self._rounds = self._new_rounds()
         self._executed: dict[bytes, Executed] = {}
         self._early: list[Proposal | Vote] = []
+        self._early_bytes = 0
         self._peer_heights: dict[NodeId, int] = {}
+        self._sync_failures: dict[NodeId, int] = {}
+        self._readers = trio.CapacityLimiter(MAX_READERS)
         self._new_block = trio.Event()
         self._behind = trio.Event()
         self._progress = 0
@@ -222,7 +238,8 @@ class Chain:
         """Tell a new peer how far we are, and what we know of the height under way."""
         await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
         await self._tell_round(peer)
-        for transaction in islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD):
+        # taken at once: while we send, blocks change the pool
+        for transaction in list(islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD)):
             await self._tell(peer, "chain.transaction", encode_record(transaction))
 
     def forget(self, node_id: NodeId) -> None:
@@ -232,11 +249,11 @@ class Chain:
     # what peers send
 
     async def _take_proposal(self, call: Call) -> Reply:
-        await self._queue(_parse(call, Proposal))
+        await self._queue(_parse(call, Proposal), len(call.body))
         return Reply(None)
 
     async def _take_vote(self, call: Call) -> Reply:
-        await self._queue(_parse(call, Vote))
+        await self._queue(_parse(call, Vote), len(call.body))
         return Reply(None)
 
     async def _take_transaction(self, call: Call) -> Reply:
@@ -247,7 +264,8 @@ class Chain:
             try:
                 await self.add_transaction(transaction, origin=call.peer.node_id)
             except InvalidTransaction as error:
-                raise Refused(error.code, str(error)) from error
+                # no fault of the peer's: it may not have the block yet that we have, or the room that we lack
+                logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
         return Reply(None)
 
     async def _take_status(self, call: Call) -> Reply:
@@ -260,25 +278,38 @@ class Chain:
     async def _give_blocks(self, call: Call) -> Reply:
         request = convert_record(call.body, BlocksRequest)
         limit = max(0, min(request.limit, SYNC_BATCH))
-        rows = await self._run_blocking(self._store.encoded_blocks, request.start, limit)
-        taken: list[list[bytes]] = []
-        size = 0
-        for block, commit in rows:
-            size += len(block) + len(commit)
-            if taken and size > MAX_BLOCK_MESSAGE_BYTES:
-                break
-            taken.append([block, commit])
-        return Reply(taken)
+        async with self._readers:
+            rows = await self._run_blocking(self._store.encoded_blocks, request.start, limit, MAX_BLOCK_RECORD_BYTES)
+        return Reply([[block, commit] for block, commit in rows])
 
-    async def _queue(self, message: Proposal | Vote) -> None:
+    async def _queue(self, message: Proposal | Vote, size_bytes: int) -> None:
         """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
         ahead = message.height - (self.height + 1)
         if ahead == 0:
             await self._send.send(message)
-        elif ahead == 1 and len(self._early) < MAX_EARLY_MESSAGES:
-            self._early.append(message)
+        elif ahead == 1:
+            self._keep_early(message, size_bytes)
         if ahead > 0:
             self._behind.set()
+
+    def _keep_early(self, message: Proposal | Vote, size_bytes: int) -> None:
+        """Keep a message for the next height if one of the present validators signed it, and if there is room.
+
+        Raises `BadSignature`. Who becomes a validator only by the next block is heard when messages are told again.
+        """
+        if isinstance(message, Proposal) and message.valid_round != -1:
+            return  # a block proposed again is signed by somebody whom it does not name
+        signer = message.validator if isinstance(message, Vote) else message.block.header.proposer
+        if power_of(self.head.validators, signer) == 0:
+            return
+        if len(self._early) == MAX_EARLY_MESSAGES or self._early_bytes + size_bytes > MAX_EARLY_BYTES:
+            return
+        if isinstance(message, Vote):
+            message.check_signature(self.head.network_id)
+        else:
+            message.check_signature(self.head.network_id, signer)
+        self._early.append(message)
+        self._early_bytes += size_bytes
 
     # the one task that changes the chain
 
@@ -386,9 +417,9 @@ class Chain:
         reached.set()
         self._schedule_start()
         self._nursery.start_soon(self._broadcast, "chain.status", _body(StatusNotice(height=self.height)), None)
-        early, self._early = self._early, []
+        early, self._early, self._early_bytes = self._early, [], 0
         for message in early:
-            self._nursery.start_soon(self._queue, message)
+            self._nursery.start_soon(self._queue, message, 0)
 
     async def _take_batch(self, batch: _Batch) -> None:
         """Follow final blocks from a peer; one that lies is cut off."""
@@ -462,6 +493,8 @@ class Chain:
             await trio.sleep(REGOSSIP_S)
             if seen == self._progress and self._rounds.step != Step.WAITING and self._peers is not None:
                 for peer in self._peers.connected():
+                    # one that asked us in vain has forgotten how far we are
+                    await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
                     await self._tell_round(peer)
             seen = self._progress
 
@@ -471,18 +504,19 @@ class Chain:
             with trio.move_on_after(REGOSSIP_S * 5):
                 await self._behind.wait()
             self._behind = trio.Event()
-            while (peer := self._farthest_peer()) is not None:
+            while (peer := self._peer_ahead()) is not None:
                 if not await self._fetch(peer):
-                    break
+                    await trio.sleep(SYNC_PAUSE_S)
 
-    def _farthest_peer(self) -> Session | None:
+    def _peer_ahead(self) -> Session | None:
+        """The peer to ask: of those that claim more than we have, the longest known of those that failed us least."""
         if self._peers is None:
             return None
         ahead = [peer for peer in self._peers.connected() if self._peer_heights.get(peer.node_id, 0) > self.height]
-        return max(ahead, key=lambda peer: self._peer_heights[peer.node_id], default=None)
+        return min(ahead, key=lambda peer: self._sync_failures.get(peer.node_id, 0), default=None)
 
     async def _fetch(self, peer: Session) -> bool:
-        """Ask one peer for a batch and wait until it is taken; False if that brought nothing."""
+        """Ask one peer for a batch and wait until it is taken. False, and its claim forgotten, if that brought nothing."""
         before = self.height
         request = BlocksRequest(start=before + 1, limit=SYNC_BATCH)
         try:
@@ -490,15 +524,17 @@ class Chain:
             batch = _Batch(peer, _parse_blocks(reply.body), trio.Event())
         except (CallError, RemoteProtocolError) as error:
             logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
-            self.forget(peer.node_id)
-            return False
-        if not batch.blocks:
-            # it claimed more than it has
-            self._peer_heights[peer.node_id] = before
-            return False
-        await self._send.send(batch)
-        await batch.done.wait()
-        return self.height > before
+        else:
+            await self._send.send(batch)
+            await batch.done.wait()
+        if self.height > before:
+            self._sync_failures.pop(peer.node_id, None)
+            return True
+        self.forget(peer.node_id)
+        if len(self._sync_failures) == MAX_FAILURES_KEPT:
+            self._sync_failures.pop(next(iter(self._sync_failures)))
+        self._sync_failures[peer.node_id] = self._sync_failures.get(peer.node_id, 0) + 1
+        return False
 
 
 def _body(record: Record) -> Any:
@@ -511,19 +547,13 @@ RecordT = TypeVar("RecordT", bound=Record)
 def _parse(call: Call, kind: type[RecordT]) -> RecordT:
     if not isinstance(call.body, bytes):
         raise Refused("malformed", f"a {kind.__name__.lower()} travels as bytes")
-    return decode_record(call.body, kind, max_bytes=MAX_BLOCK_MESSAGE_BYTES)
+    return decode_record(call.body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)
 
 
 def _parse_blocks(body: Any) -> list[tuple[Block, Commit]]:
     """The blocks of an answer. Raises `Malformed` or `TooLarge`."""
     rows = convert_record({"rows": body}, _BlockRows).rows
-    return [
-        (
-            decode_record(block, Block, max_bytes=MAX_BLOCK_MESSAGE_BYTES),
-            decode_record(commit, Commit, max_bytes=MAX_BLOCK_MESSAGE_BYTES),
-        )
-        for block, commit in rows
-    ]
+    return [(decode_block(block), decode_commit(commit)) for block, commit in rows]
 
 
 class _BlockRows(Record, frozen=True, kw_only=True):

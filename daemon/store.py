@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -137,17 +138,25 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise self._failure("write", error) from error
 
-    def encoded_blocks(self, start: int, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to ``limit`` blocks from height ``start`` on, each with its commit, as stored."""
+    def encoded_blocks(self, start: int, limit: int, max_bytes: int | None = None) -> list[tuple[bytes, bytes]]:
+        """Up to ``limit`` blocks from height ``start`` on, each with its commit, as stored.
+
+        With ``max_bytes`` no more than fit in it are read, but always one.
+        """
         start = max(1, min(start, _MAX_INTEGER))
+        taken: list[tuple[bytes, bytes]] = []
+        size = 0
+        query = 'SELECT block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?'
         try:
-            with self._lock:
-                rows = self._db.execute(
-                    'SELECT block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?', (start, limit)
-                ).fetchall()
+            with self._lock, closing(self._db.execute(query, (start, limit))) as rows:
+                for block, commit in rows:
+                    size += len(block) + len(commit)
+                    if taken and max_bytes is not None and size > max_bytes:
+                        break
+                    taken.append((bytes(block), bytes(commit)))
         except sqlite3.DatabaseError as error:
             raise self._failure("read", error) from error
-        return [(bytes(block), bytes(commit)) for block, commit in rows]
+        return taken
 
     def blocks(self, start: int = 1, batch: int = 100) -> Iterator[tuple[Block, Commit]]:
         """Every block from ``start`` on with its commit, read in batches. Raises `StoreCorrupt` for one that is not."""

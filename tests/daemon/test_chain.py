@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
+from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, sign_vote
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account
@@ -16,8 +18,8 @@ from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
 from moed.daemon.chain import Chain
 from moed.daemon.journal import FileJournal
-from moed.daemon.network.calls import Call, Handler, Reply
-from moed.daemon.network.peers import Peers
+from moed.daemon.network.calls import Call, Handler, Refused, Reply
+from moed.daemon.network.peers import Peer, Peers, Priority
 from moed.daemon.node import now_ms
 from moed.daemon.signer import Signer
 from moed.daemon.store import Store, verify_chain
@@ -50,8 +52,14 @@ async def listen() -> tuple[trio.SocketListener, Address]:
 
 
 @asynccontextmanager
-async def run_chain(folder: Path, identity: Identity, *, signs: bool = True) -> AsyncIterator[Running]:
-    """A chain in ``folder`` under ``identity`` with sessions of its own."""
+async def run_chain(
+    folder: Path,
+    identity: Identity,
+    *,
+    signs: bool = True,
+    serves: Callable[[Mapping[str, Handler]], Mapping[str, Handler]] = dict,
+) -> AsyncIterator[Running]:
+    """A chain in ``folder`` under ``identity`` with sessions of its own; ``serves`` may change its handlers."""
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240  # a test's own folder in memory or near it
     with Store(folder / "chain.db", GENESIS) as store:
         signer = Signer(identity, GENESIS.network_id, FileJournal(folder / "signed.journal")) if signs else None
@@ -59,7 +67,7 @@ async def run_chain(folder: Path, identity: Identity, *, signs: bool = True) -> 
         peers = Peers(
             identity,
             GENESIS.network_id,
-            handlers=chain.handlers(),
+            handlers=serves(chain.handlers()),
             on_connected=chain.greet,
             on_disconnected=lambda peer: chain.forget(peer.node_id),
         )
@@ -209,3 +217,129 @@ async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: 
         with trio.fail_after(PATIENCE_S):
             await one.chain.wait_height(10)
         assert questions <= 2
+
+
+async def ignore(_: Call) -> Reply:
+    return Reply(None)
+
+
+DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")}
+
+
+async def test_transactions_that_come_too_late_do_not_count_against_their_bearer(tmp_path: Path) -> None:
+    """An honest peer passes on what a block has taken meanwhile; however often, its session stays."""
+    async with run_chain(tmp_path / "a", key(50)) as one, run_liar(DEAF) as (peer, _):
+        session = await peer.connect(one.address, None, timeout_s=5)
+        stale = signed(one.chain.head, key(3), Transfer(to=key(9).public_key, amount=1), 10_000)
+        for _ in range(100):
+            await session.notify("chain.transaction", encode_record(stale))
+        good = signed(one.chain.head, key(3), Transfer(to=key(9).public_key, amount=1))
+        await session.notify("chain.transaction", encode_record(good))
+        with trio.fail_after(PATIENCE_S):
+            while good not in one.chain.mempool:  # noqa: ASYNC110  # the pool signals nobody
+                await trio.sleep(0.01)
+        assert one.peers.get(key(66).node_id) is not None
+
+
+async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
+    """Only what a validator signed waits for the next height; a stranger's word is dropped, a forgery is charged."""
+    async with run_chain(tmp_path / "a", key(50)) as one, run_liar(DEAF) as (peer, _):
+        session = await peer.connect(one.address, None, timeout_s=5)
+
+        def vote(signer: Identity, round_number: int) -> Vote:
+            return sign_vote(signer, GENESIS.network_id, VoteKind.PREVOTE, 2, round_number, NO_BLOCK)
+
+        for number in range(30):
+            await session.notify("chain.vote", encode_record(vote(key(77), number)))
+        forged = msgspec.structs.replace(vote(key(77), 5), validator=key(1).public_key)
+        await session.notify("chain.vote", encode_record(forged))
+        await session.notify("chain.vote", encode_record(vote(key(1), 7)))
+        with trio.fail_after(PATIENCE_S):
+            while not one.chain._early:  # noqa: ASYNC110  # nothing signals what is kept
+                await trio.sleep(0.01)
+        assert one.chain._early == [vote(key(1), 7)]
+        assert one.peers.counters.notices_refused == 1
+
+
+async def test_a_liar_that_announces_itself_again_does_not_hold_up_the_sync(tmp_path: Path) -> None:
+    """Whoever failed us is asked after everybody else, whatever height it claims and however often."""
+    long_chain(tmp_path / "a", 150)
+    asked = trio.Event()
+
+    async def refuse(_: Call) -> Reply:
+        asked.set()
+        raise Refused("busy", "ask again")
+
+    async def boast(session: Peer) -> None:
+        while True:
+            await session.notify("chain.status", {"height": 1_000_000}, priority=Priority.HIGH)
+            await trio.sleep(0.002)
+
+    async with (
+        run_chain(tmp_path / "a", key(1)) as full,
+        run_chain(tmp_path / "b", key(50), signs=False) as late,
+        run_liar({**DEAF, "chain.blocks": refuse}) as (liar, _),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(boast, await liar.connect(late.address, None, timeout_s=5))
+        with trio.fail_after(PATIENCE_S):
+            await asked.wait()
+            await late.dial(full)
+            await late.chain.wait_height(150)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_claim_that_was_forgotten_is_heard_again(tmp_path: Path) -> None:
+    """After a fetch that failed nothing is known of the peer's height; it is told again though no block comes."""
+    long_chain(tmp_path / "a", 5)
+    asked = 0
+
+    def refuse_once(handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
+        async def give(call: Call) -> Reply | None:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise Refused("busy", "ask again")
+            return await handlers["chain.blocks"](call)
+
+        return {**handlers, "chain.blocks": give}
+
+    async with (
+        run_chain(tmp_path / "a", key(1), serves=refuse_once) as full,
+        run_chain(tmp_path / "b", key(50), signs=False) as late,
+    ):
+        await late.dial(full)
+        with trio.fail_after(PATIENCE_S):
+            await late.chain.wait_height(5)
+        assert asked == 2
+
+
+class Emptying:
+    """A session that takes notices, and during whose first transaction a block takes all that wait."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.node_id = key(66).node_id
+        self.told: list[str] = []
+        self._chain = chain
+
+    async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
+        self.told.append(method)
+        if method == "chain.transaction":
+            for transaction in list(self._chain.mempool.candidates(self._chain.head.state)):
+                self._chain.mempool.discard(transaction)
+
+    async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
+        raise AssertionError("a greeting asks nothing")
+
+    def drop(self) -> None:
+        raise AssertionError("a greeting drops nobody")
+
+
+async def test_a_greeting_goes_on_while_a_block_takes_what_it_tells(tmp_path: Path) -> None:
+    """Transactions of several senders leave the pool while a new peer is told of them."""
+    async with run_chain(tmp_path / "a", key(50)) as one:
+        for sender in (3, 4, 5):
+            await one.chain.add_transaction(signed(one.chain.head, key(sender), Register()), origin=None)
+        session = Emptying(one.chain)
+        await one.chain.greet(session)
+        assert session.told.count("chain.transaction") == 3
