@@ -516,7 +516,7 @@ class Chain:
         return min(ahead, key=lambda peer: self._sync_failures.get(peer.node_id, 0), default=None)
 
     async def _fetch(self, peer: Session) -> bool:
-        """Ask one peer for a batch and wait until it is taken. False, and its claim forgotten, if that brought nothing."""
+        """Ask one peer for a batch and wait until it is taken. False if it brought nothing: its claim is forgotten."""
         before = self.height
         request = BlocksRequest(start=before + 1, limit=SYNC_BATCH)
         try:
