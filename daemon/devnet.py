@@ -136,31 +136,52 @@ class Devnet:
     def create(self, *, validators: int, miners: int) -> None:
         """Make the homes of a new network, in place of an old one that is not running.
 
-        Raises `ConfigError` for impossible numbers or if a network runs there already.
+        Raises `ConfigError` for impossible numbers, if a network runs there already, or if the folder holds anything
+        but a network of ours: then nothing is deleted.
         """
         if validators < 1 or miners < 0:
             raise ConfigError("a network needs at least one validator", "use --validators 1 or more")
         if any(_is_running(node) for node in self.load()):
             raise ConfigError(f"a network runs in {self.folder}", "stop it with `moed devnet down`")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         roles = [("validator", number) for number in range(validators)] + [
             ("miner", number) for number in range(miners)
         ]
         ports = free_ports(len(roles))
         domains = iter(available_domains(miners) if miners else [])
-        self.nodes = []
+        self.nodes = [
+            Node(
+                name := f"{role}-{number}",
+                role,
+                Home(self.folder / name),
+                port,
+                next(domains) if role == "miner" else None,
+            )
+            for (role, number), port in zip(roles, ports, strict=True)
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # before the homes: what an interrupted start leaves is then known as ours
+        self._index.write_text(json.dumps([[node.name, node.role, node.port, node.domain] for node in self.nodes]))
         identities: list[Identity] = []
-        for (role, number), port in zip(roles, ports, strict=True):
-            home = Home(self.folder / f"{role}-{number}")
-            home.folder.mkdir(parents=True, mode=0o700)
-            identities.append(create_identity(home.key))
-            domain = next(domains) if role == "miner" else None
-            self.nodes.append(Node(f"{role}-{number}", role, home, port, domain))
+        for node in self.nodes:
+            node.home.folder.mkdir(mode=0o700)
+            identities.append(create_identity(node.home.key))
         genesis = _genesis(identities, stakes_of(validators))
         for node in self.nodes:
             write_genesis(node.home.genesis, genesis)
             self._configure(node)
-        self._index.write_text(json.dumps([[node.name, node.role, node.port, node.domain] for node in self.nodes]))
+
+    def _clear(self) -> None:
+        """Remove an old network and everything beside it; a folder that holds none is not touched."""
+        try:
+            is_foreign = not self._index.is_file() and any(self.folder.iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ConfigError(f"cannot use {self.folder}: {error.strerror}", "choose another --folder") from error
+        if is_foreign:
+            raise ConfigError(f"{self.folder} holds files and no network", "choose an empty or new --folder")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _index(self) -> Path:
@@ -344,8 +365,8 @@ def run(
     """
     network = Devnet(folder)
     network.create(validators=validators, miners=miners)
-    network.start()
     try:
+        network.start()
         for progress in network.watch(epochs):
             show(progress)
         say("measuring the mixture on held-out text ...")
