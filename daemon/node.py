@@ -146,12 +146,13 @@ class Node:
                     await work.start(peers.run, [listener])
                     for name, service in role.services.items():
                         work.start_soon(forever, name, service)
-                    await dht.join(self.config.bootstrap)
+                    await self._join(dht)
                     work.start_soon(forever, "discovery", discovery.run)
                     doors.start_soon(forever, "watchdog", self._notifier.feed_watchdog)
-                    view.is_ready = True
-                    self._notifier.ready(f"{len(dht.contacts())} contacts, height {chain.height}")
-                    logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
+                    if not self._stopping.is_set():
+                        view.is_ready = True
+                        self._notifier.ready(f"{len(dht.contacts())} contacts, height {chain.height}")
+                        logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
                     await self._stopping.wait()
                     view.is_ready = False
                     self._notifier.stopping()
@@ -160,6 +161,18 @@ class Node:
                 requests.cancel_scope.deadline = trio.current_time() + self.config.node.grace_s
                 requests.start_soon(dht.withdraw)
             work.cancel_scope.cancel()
+
+    async def _join(self, dht: Dht) -> None:
+        """Enter the network, for which nobody who says stop has to wait."""
+
+        async def give_up(scope: trio.CancelScope) -> None:
+            await self._stopping.wait()
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give_up, nursery.cancel_scope)
+            await dht.join(self.config.bootstrap)
+            nursery.cancel_scope.cancel()
 
     def _describe(self, chain: Chain, role: Role) -> PeerRecord:
         """Our record as it is now."""
@@ -221,11 +234,25 @@ async def _remember(dht: Dht, store: Store) -> None:
 
 
 def _own_address(bootstraps: tuple[tuple[str, int], ...]) -> str:
-    """The address of the interface that leads to the network; no packet is sent for it."""
-    host, port = bootstraps[0] if bootstraps else ("192.0.2.1", 9)  # TEST-NET-1: only the route to it is asked
+    """The address of the interface that leads to the network; no packet is sent for it, and no name is looked up.
+
+    It is asked for again and again on the event loop, where a slow name server would stop everything; so with a
+    bootstrap that is a name, the interface of the default route counts.
+    """
+    host, port = "192.0.2.1", 9  # TEST-NET-1: only the route to it is asked
+    if bootstraps and _is_ipv4(bootstraps[0][0]):
+        host, port = bootstraps[0]
     with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, port))
         except OSError:
             return "127.0.0.1"
         return str(probe.getsockname()[0])
+
+
+def _is_ipv4(host: str) -> bool:
+    try:
+        stdlib_socket.inet_pton(stdlib_socket.AF_INET, host)
+    except OSError:
+        return False
+    return True

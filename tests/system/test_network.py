@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -95,3 +96,17 @@ def test_a_network_of_one_survives_being_killed_again_and_again(tmp_path: Path) 
         daemon.wait_height(height + 5)
         assert daemon.stop() == 0
     assert run_moed("chain", "verify", "--home", str(daemon.home.folder)).returncode == 0
+
+
+def test_a_node_that_is_still_looking_for_the_network_stops_as_fast_as_any(tmp_path: Path) -> None:
+    """SIGTERM while the bootstrap does not answer: nobody waits for the end of the attempt."""
+    silent, daemon = make_network(tmp_path, (60, 40), params=FAST)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
+        nobody.bind(("127.0.0.1", silent.port))
+        with running(daemon):
+            wait_until("the socket to answer", daemon.status)
+            assert not (daemon.status() or {})["ready"]
+            began = time.monotonic()
+            assert daemon.stop(20) == 0
+            assert time.monotonic() - began < 5
+    assert "node.ready" not in daemon.log.read_text()
