@@ -147,8 +147,13 @@ class Validator:
             if not reachable:
                 await trio.sleep(IDLE_S)
                 continue
-            async with self._brain_is_free:
-                plan: Plan = await self._run_blocking(lambda now=frozenset(reachable): self._brain.plan(reachable=now))
+            try:
+                async with self._brain_is_free:
+                    plan: Plan = await self._run_blocking(
+                        lambda now=frozenset(reachable): self._brain.plan(reachable=now)
+                    )
+            except NotEnoughAnswers:  # they lost their uids while a completion or a comparison held the brain
+                continue
             answers = await self._ask_plan(plan)
             async with self._brain_is_free:
                 report = await self._run_blocking(self._brain.learn, plan, answers)
@@ -237,10 +242,10 @@ class Validator:
         reachable = await self._meet()
         if not reachable:
             raise _nobody()
-        async with self._brain_is_free:
-            plans = await self._run_blocking(held_out_plans, self._brain, HELD_OUT_ROWS)
-        answered = [(plan, await self._ask_plan(plan)) for plan in plans]
         try:
+            async with self._brain_is_free:
+                plans = await self._run_blocking(held_out_plans, self._brain, HELD_OUT_ROWS)
+            answered = [(plan, await self._ask_plan(plan)) for plan in plans]
             async with self._brain_is_free:
                 report = await self._run_blocking(held_out_losses, self._brain, answered)
         except NotEnoughAnswers as error:
