@@ -82,6 +82,19 @@ def inputs_of(given: Mapping[str, Any]) -> EpochInputs:
     return EpochInputs(**{name: getattr(form, name) for name in form.__struct_fields__})
 
 
+def encode_inputs(inputs: EpochInputs) -> bytes:
+    """Inputs from the ledger as an ``epoch_bits`` object in JSON; `decode_inputs` reads it back."""
+    return msgspec.json.encode({name: getattr(inputs, name) for name in _EpochBits.__struct_fields__})
+
+
+def decode_inputs(data: bytes) -> EpochInputs:
+    """What `encode_inputs` wrote. Raises `InvalidEpochInput`."""
+    try:
+        return inputs_of(msgspec.json.decode(data, type=dict[str, Any]))
+    except msgspec.DecodeError as error:
+        raise InvalidEpochInput("input of an epoch", "an object in JSON", error) from error
+
+
 def run_sequence(vector: Mapping[str, Any]) -> Iterator[EpochResult]:
     """Run the epochs of an ``epoch_sequence`` one by one; permits are the vector's, bonds carry over.
 

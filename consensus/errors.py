@@ -12,6 +12,7 @@ The tree:
     │   ├── NotRegistered           the sender, or a uid that it names, is not registered
     │   ├── NoFreeSlot              every uid is taken and still immune
     │   ├── TooManyRegistrations    this block's share of new uids is used up
+    │   ├── WrongReveal             weights that were not committed to in the epoch before
     │   ├── PoolFull                no room to wait in
     │   └── NotPermitted            the sender's uid may not do this now
     ├── InvalidBlock            not applied; whoever signed it is at fault
@@ -88,6 +89,12 @@ class NotPermitted(InvalidTransaction):
     """The rule protects others from what this uid asks."""
 
     code = "not_permitted"
+
+
+class WrongReveal(InvalidTransaction):
+    """The weights are not the ones committed to in the epoch before, or come too late: they count as none."""
+
+    code = "wrong_reveal"
 
 
 class PoolFull(InvalidTransaction):

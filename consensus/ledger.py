@@ -10,6 +10,7 @@ from .errors import (
     NotRegistered,
     TooManyRegistrations,
     WrongNonce,
+    WrongReveal,
 )
 from .params import ChainParams
 from .state import (
@@ -17,6 +18,7 @@ from .state import (
     Account,
     Neuron,
     Overlay,
+    WeightsCommit,
     account_key,
     change,
     neuron_key,
@@ -25,7 +27,17 @@ from .state import (
     read_neurons,
     read_totals,
 )
-from .transactions import AddStake, Register, SetWeights, SignedTransaction, Transfer
+from .transactions import (
+    AddStake,
+    CommitWeights,
+    Register,
+    RevealWeights,
+    SetWeights,
+    SignedTransaction,
+    Transfer,
+    WeightRow,
+    weights_commitment,
+)
 from .yuma import upscale_weights
 
 
@@ -48,7 +60,14 @@ def apply(state: Overlay, transaction: SignedTransaction, *, params: ChainParams
         case Register():
             _register(step, transaction.sender, params, height)
         case SetWeights() as body:
-            _set_weights(step, transaction.sender, body, height)
+            _require_commit_reveal(params, is_used=False)
+            _set_weights(step, _validator_of(step, transaction.sender), body.weights, height)
+        case CommitWeights() as body:
+            _require_commit_reveal(params, is_used=True)
+            _commit_weights(step, _validator_of(step, transaction.sender), body, height)
+        case RevealWeights() as body:
+            _require_commit_reveal(params, is_used=True)
+            _reveal_weights(step, _validator_of(step, transaction.sender), body)
     state.absorb(step)
 
 
@@ -122,17 +141,47 @@ def _prune(state: Overlay, params: ChainParams, height: int) -> int:
     return gone.uid
 
 
-def _set_weights(state: Overlay, sender: bytes, body: SetWeights, height: int) -> None:
+def _require_commit_reveal(params: ChainParams, *, is_used: bool) -> None:
+    if params.commit_reveal != is_used:
+        asked = "committed first" if is_used else "set in the open"
+        raise NotPermitted("weights on this network", "set in the open" if is_used else "committed first", asked)
+
+
+def _validator_of(state: Overlay, sender: bytes) -> Neuron:
+    """The sender's neuron, which must hold a permit."""
     account = read_account(state, sender)
     neuron = read_neuron(state, account.uid) if account.uid is not None else None
     if neuron is None:
         raise NotRegistered("uid of the sender", "a registered one", None)
     if not neuron.has_permit:
         raise NotPermitted("validator permit of the sender", True, False)
+    return neuron
+
+
+def _set_weights(state: Overlay, neuron: Neuron, row: WeightRow, height: int) -> None:
     slots = read_totals(state).uids
-    unknown = [uid for uid, _ in body.weights if uid >= slots]
+    unknown = [uid for uid, _ in row if uid >= slots]
     if unknown:
         raise NotRegistered("uids of the weight row", f"under {slots}", unknown[0])
     # the row's largest weight becomes 65535, so that no validator gains by a coarse or a small scale
-    weights = tuple(upscale_weights(body.weights))
-    state.put(neuron_key(neuron.uid), change(neuron, weights=weights, last_update=height))
+    state.put(neuron_key(neuron.uid), change(neuron, weights=tuple(upscale_weights(row)), last_update=height))
+
+
+def _commit_weights(state: Overlay, neuron: Neuron, body: CommitWeights, height: int) -> None:
+    epoch = read_totals(state).epoch
+    earlier = tuple(one for one in neuron.commits if one.epoch != epoch)
+    commit = WeightsCommit(epoch=epoch, block=height, commitment=body.commitment)
+    state.put(neuron_key(neuron.uid), change(neuron, commits=(*earlier, commit)))
+
+
+def _reveal_weights(state: Overlay, neuron: Neuron, body: RevealWeights) -> None:
+    """Put a committed row in force, as of the block of its commit: a uid taken since then is not the one it means."""
+    due = read_totals(state).epoch - 1
+    commit = next((one for one in neuron.commits if one.epoch == due), None)
+    if commit is None:
+        raise WrongReveal("commitment of the sender to reveal", f"one of epoch {due}", None)
+    commitment = weights_commitment(neuron.key, body.salt, body.weights)
+    if commitment != commit.commitment:
+        raise WrongReveal("commitment of the weights", commit.commitment.hex(), commitment.hex())
+    left = tuple(one for one in neuron.commits if one is not commit)
+    _set_weights(state, change(neuron, commits=left), body.weights, commit.block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .epoch_inputs import EpochInputs
 from .epoch_result import EpochResult
 from .ledger import credit
@@ -43,6 +45,8 @@ def epoch_inputs(state: StateReader, params: ChainParams, height: int) -> EpochI
         block_at_registration=[neuron.registered_block for neuron in neurons],
         weights_u16=[list(neuron.weights) for neuron in neurons],
         bonds_u16=[list(neuron.bonds) for neuron in neurons],
+        # a commit expires when its epoch to reveal ends, so all that are kept count
+        commit_blocks=[_earliest_commit(neuron) for neuron in neurons] if params.commit_reveal else None,
         yuma_version=params.yuma_version,
         kappa_u16=params.kappa_u16,
         bonds_penalty_u16=params.bonds_penalty_u16,
@@ -53,16 +57,34 @@ def epoch_inputs(state: StateReader, params: ChainParams, height: int) -> EpochI
     )
 
 
-def close_epoch(state: Overlay, params: ChainParams, height: int) -> None:
-    """Run the epoch that ends at ``height``: pay miners and validators, store what it found, seat new validators."""
+def _earliest_commit(neuron: Neuron) -> int | None:
+    return min((commit.block for commit in neuron.commits), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedEpoch:
+    """An epoch that a block ended: the how manieth, and what it was computed from."""
+
+    number: int
+    inputs: EpochInputs
+
+
+def close_epoch(state: Overlay, params: ChainParams, height: int) -> ClosedEpoch | None:
+    """Run the epoch that ends at ``height``: pay miners and validators, store what it found, seat new validators.
+
+    Returns None if nobody is registered.
+    """
     neurons = read_neurons(state)
-    if neurons:
-        result = epoch(epoch_inputs(state, params, height))
+    inputs = epoch_inputs(state, params, height) if neurons else None
+    if inputs is not None:
+        result = epoch(inputs)
         _store(state, neurons, result)
+        _expire_commits(state)
         _pay(state, neurons, result)
         _seat(state)
     totals = read_totals(state)
     state.put(TOTALS_KEY, change(totals, epoch=totals.epoch + 1, epoch_block=height))
+    return None if inputs is None else ClosedEpoch(totals.epoch + 1, inputs)
 
 
 def _store(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
@@ -81,6 +103,15 @@ def _store(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
             bonds=tuple((int(one), int(bond)) for one, bond in bonds[uid]),
         )
         state.put(neuron_key(uid), changed)
+
+
+def _expire_commits(state: Overlay) -> None:
+    """Drop commitments of the epoch before the one that ends: the time to reveal them is over."""
+    ending = read_totals(state).epoch
+    for neuron in read_neurons(state):
+        kept = tuple(commit for commit in neuron.commits if commit.epoch >= ending)
+        if kept != neuron.commits:
+            state.put(neuron_key(neuron.uid), change(neuron, commits=kept))
 
 
 def _pay(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:

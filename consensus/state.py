@@ -6,7 +6,7 @@ refused transaction or block leaves no trace, and the cost of a step grows with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
@@ -27,10 +27,19 @@ class Account(Record, frozen=True, kw_only=True):
     uid: int | None = None
 
 
+class WeightsCommit(Record, frozen=True, kw_only=True):
+    """A row of weights that is fixed and not yet shown: the epoch that it counts for, and the block that took it."""
+
+    epoch: int
+    block: int
+    commitment: bytes
+
+
 class Neuron(Record, frozen=True, kw_only=True):
     """One uid of the metagraph: whose it is, and what the last epoch said of it.
 
-    ``*_u16`` are shares scaled to 65535; ``emission`` is what the last epoch paid, in units.
+    ``last_update`` is the block in which the weights in force were fixed: set, or committed to. ``*_u16`` are shares
+    scaled to 65535; ``emission`` is what the last epoch paid, in units.
     """
 
     uid: int
@@ -47,6 +56,7 @@ class Neuron(Record, frozen=True, kw_only=True):
     incentive_emission: int = 0
     weights: tuple[tuple[int, int], ...] = ()
     bonds: tuple[tuple[int, int], ...] = ()
+    commits: tuple[WeightsCommit, ...] = ()
 
     @property
     def node_id(self) -> NodeId:
@@ -160,6 +170,10 @@ class State:
 
     def apply(self, changes: Mapping[bytes, StateRecord]) -> None:
         self._records.update(changes)
+
+    def records(self) -> Iterable[StateRecord]:
+        """Every record, in no promised order."""
+        return self._records.values()
 
     def encoded(self) -> dict[bytes, bytes]:
         """The whole state as canonical bytes, in the order of its keys."""

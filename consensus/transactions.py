@@ -17,7 +17,12 @@ from .params import U16, NonNegative, Positive
 MAX_TRANSACTION_BYTES = 1 << 16
 """Room for a full row of weights; everything else is a few hundred bytes."""
 
+COMMITMENT_BYTES = 32
+SALT_BYTES = 32
+
 Uid = Annotated[int, Meta(ge=0, lt=U16)]
+WeightRow = Annotated[tuple[tuple[Uid, Annotated[int, Meta(ge=0, le=U16)]], ...], Meta(max_length=U16)]
+"""``(uid, weight)`` pairs, uids rising, weights of any scale up to 65535."""
 
 
 class Transfer(Record, frozen=True, kw_only=True, tag="transfer"):
@@ -41,17 +46,49 @@ class Register(Record, frozen=True, kw_only=True, tag="register"):
 
 
 class SetWeights(Record, frozen=True, kw_only=True, tag="set_weights"):
-    """Replace the sender's row of weights: ``(uid, weight)`` pairs, uids rising, any scale up to 65535."""
+    """Replace the sender's row of weights, in the open; where ``commit_reveal`` is off."""
 
-    weights: Annotated[tuple[tuple[Uid, Annotated[int, Meta(ge=0, le=U16)]], ...], Meta(max_length=U16)]
+    weights: WeightRow
 
     def __post_init__(self) -> None:
-        uids = [uid for uid, _ in self.weights]
-        if any(one >= two for one, two in pairwise(uids)):
-            raise Malformed("the uids of a weight row must rise")
+        _check_rising(self.weights)
 
 
-Body = Transfer | AddStake | Register | SetWeights
+class CommitWeights(Record, frozen=True, kw_only=True, tag="commit_weights"):
+    """Fix a row of weights that nobody can read yet: its `weights_commitment`. The last one of an epoch counts."""
+
+    commitment: bytes
+
+    def __post_init__(self) -> None:
+        require_length("commitment", self.commitment, COMMITMENT_BYTES)
+
+
+class RevealWeights(Record, frozen=True, kw_only=True, tag="reveal_weights"):
+    """Show the row that the sender committed to in the epoch before; it replaces the sender's row."""
+
+    weights: WeightRow
+    salt: bytes
+
+    def __post_init__(self) -> None:
+        _check_rising(self.weights)
+        require_length("salt", self.salt, SALT_BYTES)
+
+
+def _check_rising(weights: WeightRow) -> None:
+    uids = [uid for uid, _ in weights]
+    if any(one >= two for one, two in pairwise(uids)):
+        raise Malformed("the uids of a weight row must rise")
+
+
+def weights_commitment(sender: bytes, salt: bytes, weights: WeightRow) -> bytes:
+    """The 32 bytes that stand for a row until it is shown.
+
+    The salt keeps likely rows from being guessed; the sender's key keeps a copied commitment from being of use.
+    """
+    return tagged_hash(Domain.WEIGHTS_COMMITMENT, sender, salt, encode([list(pair) for pair in weights]))
+
+
+Body = Transfer | AddStake | Register | SetWeights | CommitWeights | RevealWeights
 
 
 class SignedTransaction(Record, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from .blocks import GENESIS_COMMIT, Block, Commit, Header, check_commit
 from .errors import InvalidBlock, InvalidTransaction, RuleBroken
 from .genesis import Genesis, genesis_state
 from .ledger import apply
-from .metagraph import close_epoch
+from .metagraph import ClosedEpoch, close_epoch
 from .params import ChainParams
 from .state import (
     PREVIOUS_VALIDATORS_KEY,
@@ -33,12 +33,13 @@ from .turns import next_turn, power_of
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A block that holds, and what it changes; `Head.advance` makes it so."""
+    """A block that holds, and what it changes; `Head.advance` makes it so. ``closed`` is the epoch that it ends."""
 
     block: Block
     changes: Mapping[bytes, StateRecord]
     encoded: Mapping[bytes, bytes]
     patch: RootPatch
+    closed: ClosedEpoch | None = None
 
 
 class Head:
@@ -148,12 +149,12 @@ class Head:
                 apply(overlay, transaction, params=self.params, height=block.height)
             except (InvalidTransaction, ProtocolError) as error:
                 raise InvalidBlock("transactions of the block", "all apply", error) from error
-        _finish(overlay, self.params, block.height)
+        closed = _finish(overlay, self.params, block.height)
         encoded = overlay.encoded_changes()
         patch = self._tree.preview(encoded)
         if patch.root != block.header.state_root:
             raise InvalidBlock("state root after the block", patch.root.hex(), block.header.state_root.hex())
-        return Executed(block, overlay.changes, encoded, patch)
+        return Executed(block, overlay.changes, encoded, patch, closed)
 
     def check_final(self, block: Block, commit: Commit) -> None:
         """Raise `InvalidCommit` unless ``commit`` makes ``block`` the final one after this head."""
@@ -214,9 +215,8 @@ def _begin(state: State, height: int) -> Overlay:
     return overlay
 
 
-def _finish(overlay: Overlay, params: ChainParams, height: int) -> None:
+def _finish(overlay: Overlay, params: ChainParams, height: int) -> ClosedEpoch | None:
     """What happens after a block's transactions: the next turn, and the epoch if it ends here."""
     moved, _ = next_turn(read_validators(overlay))
     overlay.put(VALIDATORS_KEY, moved)
-    if height % params.tempo == 0:
-        close_epoch(overlay, params, height)
+    return close_epoch(overlay, params, height) if height % params.tempo == 0 else None

@@ -202,6 +202,15 @@ class Chain:
         self.mempool.add(transaction, self.head.state, self.height)
         await self._broadcast("chain.transaction", encode_record(transaction), origin)
 
+    async def remember(self, name: str, value: bytes) -> None:
+        """Put a small note of this node's own on disk; it replaces the one of that name."""
+        await self._run_blocking(self._store.remember, name, value)
+
+    async def recall(self, name: str) -> bytes | None:
+        """The note of that name, if there is one."""
+        note: bytes | None = await self._run_blocking(self._store.recall, name)
+        return note
+
     async def read(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a blocking read of the store where it does not hold anybody up."""
         result: T = await self._run_blocking(function, *arguments)

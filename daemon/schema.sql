@@ -1,4 +1,4 @@
--- The chain database. Bump the number in daemon/store.py with every change, and add the step that gets there.
+-- The chain database, first version. Every later change is a file of its own in the list of daemon/store.py.
 CREATE TABLE blocks (
     height   INTEGER PRIMARY KEY,
     hash     BLOB NOT NULL,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,11 @@ from types import TracebackType
 from typing import Self
 
 from moed.consensus.blocks import GENESIS_COMMIT, Block, Commit, decode_block, decode_commit
-from moed.consensus.errors import RuleBroken
+from moed.consensus.epoch_form import decode_inputs, encode_inputs
+from moed.consensus.epoch_inputs import EpochInputs
+from moed.consensus.errors import InvalidEpochInput, RuleBroken
 from moed.consensus.genesis import Genesis, genesis_state
+from moed.consensus.metagraph import ClosedEpoch
 from moed.consensus.state import State, decode_state_record
 from moed.consensus.transition import Executed, Head
 from moed.protocol.codec import encode_record
@@ -25,15 +29,26 @@ from moed.protocol.errors import RemoteProtocolError
 
 from .errors import StoreCorrupt, StoreFailed
 
-SCHEMA_VERSION = 1
+SCHEMA_STEPS = ("schema.sql", "schema_2.sql")
+"""What makes each version from the one before; version n is the first n of them."""
+SCHEMA_VERSION = len(SCHEMA_STEPS)
+KEPT_EPOCHS = 256
+"""Epochs whose inputs are kept. To recompute them would mean to execute the chain from its genesis; to keep them costs
+about 50 KiB each with 64 validators that rate 256 uids."""
 _MAX_INTEGER = 2**63 - 1  # SQLite's; heights that peers and callers ask for may be larger
+
+
+def _connect_file(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
 
 
 class Store:
     """One open chain database. `close` it, or use it as a context manager."""
 
-    def __init__(self, path: Path, genesis: Genesis) -> None:
-        """Open or make the database of ``genesis``'s network at ``path``.
+    def __init__(
+        self, path: Path, genesis: Genesis, *, connect: Callable[[Path], sqlite3.Connection] = _connect_file
+    ) -> None:
+        """Open or make the database of ``genesis``'s network at ``path``; ``connect`` opens it elsewhere than on a disk.
 
         Raises `StoreFailed` if the file cannot be opened or written, `StoreCorrupt` if it is no chain database or
         belongs to another network.
@@ -44,7 +59,7 @@ class Store:
         # writer would fail inside the first one's, and a reader would see a block that is not on disk yet.
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._db = connect(path)
         except sqlite3.DatabaseError as error:
             raise self._failure("open", error) from error
         try:
@@ -67,6 +82,9 @@ class Store:
             )
         if version == 0:
             self._create()
+        else:
+            with self._transaction():
+                self._take_steps(version)
         stored = self._meta("network_id")
         if stored != self.genesis.network_id:
             raise StoreCorrupt(
@@ -76,14 +94,18 @@ class Store:
             )
 
     def _create(self) -> None:
-        schema = files("moed.daemon").joinpath("schema.sql").read_text()
         with self._transaction():
-            for statement in schema.split(";"):
-                self._db.execute(statement)
+            self._take_steps(0)
             self._db.execute("INSERT INTO meta VALUES ('network_id', ?)", (self.genesis.network_id,))
             encoded = genesis_state(self.genesis).encoded()
             self._db.executemany("INSERT INTO state VALUES (?, ?)", encoded.items())
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _take_steps(self, version: int) -> None:
+        """Bring the schema from ``version`` to ours, within the transaction under way."""
+        for step in SCHEMA_STEPS[version:]:
+            for statement in files("moed.daemon").joinpath(step).read_text().split(";"):
+                self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db, self._lock)
@@ -135,6 +157,8 @@ class Store:
                     (block.height, block.hash, encode_record(block), encode_record(commit)),
                 )
                 self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", executed.encoded.items())
+                if executed.closed is not None:
+                    self._keep_epoch(executed.closed, block.height)
         except sqlite3.DatabaseError as error:
             raise self._failure("write", error) from error
 
@@ -167,6 +191,44 @@ class Store:
                 except RemoteProtocolError as error:
                     raise StoreCorrupt(f"block {start} in {self.path} does not parse: {error}", _REMEDY) from error
                 start += 1
+
+    def _keep_epoch(self, closed: ClosedEpoch, height: int) -> None:
+        inputs = zlib.compress(encode_inputs(closed.inputs))
+        self._db.execute("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?)", (closed.number, height, inputs))
+        self._db.execute("DELETE FROM epochs WHERE number <= ?", (closed.number - KEPT_EPOCHS,))
+
+    def epoch_inputs(self, number: int) -> EpochInputs | None:
+        """What the epoch of that number was computed from, if it is among the last `KEPT_EPOCHS`.
+
+        Raises `StoreCorrupt` if it does not parse.
+        """
+        number = max(0, min(number, _MAX_INTEGER))
+        try:
+            with self._lock:
+                row = self._db.execute("SELECT inputs FROM epochs WHERE number = ?", (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        try:
+            return decode_inputs(zlib.decompress(row[0])) if row else None
+        except (zlib.error, InvalidEpochInput) as error:
+            raise StoreCorrupt(f"epoch {number} in {self.path} does not parse: {error}", _REMEDY) from error
+
+    def remember(self, name: str, value: bytes) -> None:
+        """Put a note of this node's own on disk before returning; it replaces the one of that name."""
+        try:
+            with self._transaction():
+                self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def recall(self, name: str) -> bytes | None:
+        """The note of that name, if there is one."""
+        try:
+            with self._lock:
+                row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        return bytes(row[0]) if row else None
 
     def remember_peers(self, peers: Sequence[tuple[bytes, str, int, int]]) -> None:
         """Replace the remembered peers by these: (node id, host, port, last seen in unix seconds)."""

@@ -17,9 +17,7 @@ import numpy.typing as npt
 import structlog
 import trio
 
-from moed.consensus.errors import InvalidTransaction
-from moed.consensus.state import read_account, read_neuron, read_neurons
-from moed.consensus.transactions import SetWeights
+from moed.consensus.state import read_neurons
 from moed.models.errors import ModelRefused, NotEnoughAnswers
 from moed.models.evaluation import held_out_losses, held_out_plans
 from moed.models.generation import Completion, SamplingConfig
@@ -35,6 +33,7 @@ from .forwarding import CompletionRequest
 from .network.calls import Call, Handler, Refused, Reply
 from .network.errors import CallError
 from .network.peers import Peers
+from .weights_writer import WeightsWriter
 
 logger = structlog.get_logger()
 
@@ -43,8 +42,6 @@ EXPERT_KIND = "text.next"
 ANSWER_DEADLINE_S = 10.0
 IDLE_S = 0.5
 """Pause while no miner is there to ask."""
-WEIGHTS_AT = 0.6
-"""Where in the epoch the weights go out: late enough to have learned, early enough to be in a block."""
 HELD_OUT_ROWS = 24
 """Rows of each domain in the held-out comparison."""
 MAX_COMPLETION_BYTES = 1_024
@@ -88,7 +85,7 @@ class Validator:
         self._run_blocking = run_blocking
         self._brain_is_free = trio.Lock()
         self._miners: dict[int, Candidate] = {}
-        self._weights_epoch = -1
+        self._writer = WeightsWriter(chain, public_key)
         self.batches = 0
         self.loss_bits: float | None = None
 
@@ -100,7 +97,7 @@ class Validator:
         """Learn and rank until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._learn)
-            nursery.start_soon(self._rank)
+            nursery.start_soon(self._writer.run, self._weights)
 
     # who is there to ask
 
@@ -207,33 +204,10 @@ class Validator:
 
     # ranking
 
-    async def _rank(self) -> None:
-        """Write the weights to the chain once in each epoch."""
-        while True:
-            height = await self._chain.wait_block()
-            tempo = self._chain.head.params.tempo
-            epoch, position = divmod(height, tempo)
-            if epoch != self._weights_epoch and position >= WEIGHTS_AT * tempo and await self._submit_weights():
-                self._weights_epoch = epoch
-
-    async def _submit_weights(self) -> bool:
-        """Submit what the brain thinks of the miners; False if there is nothing to say or nobody to say it."""
-        state = self._chain.head.state
-        uid = read_account(state, self._public_key).uid
-        neuron = None if uid is None else read_neuron(state, uid)
-        if neuron is None or not neuron.has_permit:
-            return False
+    async def _weights(self) -> dict[int, int]:
+        """What the brain thinks of the miners."""
         async with self._brain_is_free:
-            weights = {one: weight for one, weight in self._brain.weights().items() if weight}
-        if not weights:
-            return False
-        try:
-            await self._chain.submit(SetWeights(weights=tuple(sorted(weights.items()))))
-        except InvalidTransaction as error:
-            logger.warning("validator.weights_refused", code=error.code, reason=str(error))
-            return False
-        logger.info("validator.weights_submitted", weights={str(one): weight for one, weight in weights.items()})
-        return True
+            return dict(self._brain.weights())
 
     # answering
 

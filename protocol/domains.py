@@ -19,6 +19,7 @@ class Domain(Enum):
     RECORD = b"moed record v1"
     RECORD_KEY = b"moed record key v1"
     TRANSACTION = b"moed transaction v1"
+    WEIGHTS_COMMITMENT = b"moed weights commitment v1"
     TRANSACTIONS_ROOT = b"moed transactions root v1"
     STATE_LEAF = b"moed state leaf v1"
     STATE_NODE = b"moed state node v1"

@@ -35,7 +35,7 @@ from moed.consensus.state import (
 from moed.consensus.transactions import AddStake, Body, Register, SetWeights, Transfer, sign_transaction
 from support.chains import key, make_genesis
 
-PARAMS = ChainParams(max_uids=4, max_registrations_per_block=3, immunity_period=10)
+PARAMS = ChainParams(commit_reveal=False, max_uids=4, max_registrations_per_block=3, immunity_period=10)
 GENESIS = make_genesis((60, 40), balances=(1_000, 500, 0, 0), params=PARAMS)
 
 

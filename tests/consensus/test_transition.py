@@ -18,7 +18,8 @@ from moed.protocol.identity import Identity
 from support.chains import grow, key, make_genesis, sign_commit, signed
 
 CREDIT = 10**9
-GENESIS = make_genesis((60 * CREDIT, 40 * CREDIT), balances=(10 * CREDIT, 0, 0, 0))
+OPEN = msgspec.structs.replace(DEVNET, commit_reveal=False)
+GENESIS = make_genesis((60 * CREDIT, 40 * CREDIT), balances=(10 * CREDIT, 0, 0, 0), params=OPEN)
 BOTH = [key(1), key(2)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from moed.consensus.metagraph import ClosedEpoch
 from moed.consensus.params import ChainParams
-from moed.consensus.transactions import Register, Transfer
+from moed.consensus.state import read_neurons
+from moed.consensus.transactions import Body, Register, SetWeights, Transfer
 from moed.consensus.transition import Executed, Head
+from moed.consensus.yuma import epoch
 from moed.daemon.errors import StoreCorrupt, StoreFailed
-from moed.daemon.store import SCHEMA_VERSION, Store, verify_chain
+from moed.daemon.store import KEPT_EPOCHS, SCHEMA_VERSION, Store, verify_chain
 from moed.protocol.codec import encode_record
 from support.chains import key, make_genesis, sign_commit, signed
 
@@ -237,3 +241,67 @@ def test_registration_survives_the_file(tmp_path: Path) -> None:
         head.advance(executed, commit)
     with Store(tmp_path / "chain.db", GENESIS) as store:
         assert store.load_head().state.encoded() == head.state.encoded()
+
+
+def test_what_an_epoch_was_computed_from_is_kept(tmp_path: Path) -> None:
+    """The inputs come back and give the incentives that the state holds; those of long ago are let go."""
+    params = ChainParams(tempo=5, commit_reveal=False)
+    genesis = make_genesis((60, 40), balances=(0, 0), params=params)
+    with Store(tmp_path / "chain.db", genesis) as store:
+        head = store.load_head()
+        rows = SetWeights(weights=((2, 3), (3, 1)))
+        bodies: dict[int, list[tuple[int, Body, int]]] = {
+            1: [(3, Register(), 0), (4, Register(), 0)],
+            2: [(1, rows, 0), (2, rows, 0)],
+        }
+        while head.height < 10:
+            sent = [signed(head, key(who), body, nonce) for who, body, nonce in bodies.get(head.height + 1, [])]
+            block, refused = head.build(sent, proposer=key(1).public_key, now_ms=head.time_ms + 1)
+            assert refused == []
+            executed, commit = head.execute(block), sign_commit(genesis, block, BOTH)
+            store.append(executed, commit)
+            head.advance(executed, commit)
+        kept = store.epoch_inputs(2)
+        assert kept is not None
+        assert kept.block == 10
+        assert epoch(kept).incentive_u16.tolist() == [neuron.incentive_u16 for neuron in read_neurons(head.state)]
+        assert store.epoch_inputs(1) is not None
+        assert store.epoch_inputs(3) is None
+        assert store.epoch_inputs(1 << 70) is None
+        far = dataclasses.replace(executed, closed=ClosedEpoch(2 + KEPT_EPOCHS, kept))
+        with pytest.raises(StoreFailed):  # its block is there already, so nothing of it is written
+            store.append(far, commit)
+        block, _ = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        far = dataclasses.replace(head.execute(block), closed=ClosedEpoch(2 + KEPT_EPOCHS, kept))
+        store.append(far, sign_commit(genesis, block, BOTH))
+        assert store.epoch_inputs(2) is None
+        assert store.epoch_inputs(2 + KEPT_EPOCHS) is not None
+
+
+def test_notes_outlive_the_process(tmp_path: Path) -> None:
+    """A note is replaced by the next one of its name, and read by whoever opens the file next."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        assert store.recall("plan") is None
+        store.remember("plan", b"first")
+        store.remember("plan", b"second")
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        assert store.recall("plan") == b"second"
+
+
+def test_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A file of the first version keeps its blocks and gains what came after."""
+    path = tmp_path / "chain.db"
+    with Store(path, GENESIS) as store:
+        append_blocks(store, store.load_head(), 2)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE epochs")
+        db.execute("DROP TABLE notes")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    with Store(path, GENESIS) as store:
+        assert store.load_head().height == 2
+        store.remember("plan", b"kept")
+        assert store.epoch_inputs(1) is None
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    db.close()
