@@ -117,6 +117,22 @@ def rankings(target: Target, as_json: bool) -> None:
     _emit(target.client().get("/v1/rankings"), as_json, "rankings")
 
 
+@moectl.group(epilog="Example: moectl why reward 3")
+def why() -> None:
+    """Take a result apart."""
+
+
+@why.command(epilog="Example: moectl why reward 3 --epoch 12")
+@click.argument("uid", type=click.IntRange(0, 65535))
+@click.option("--epoch", type=click.IntRange(min=1), help="Which epoch; else the last one.")
+@_json_option
+@click.pass_obj
+def reward(target: Target, uid: int, epoch: int | None, as_json: bool) -> None:
+    """Who rated UID, how that was clipped, ranked, bonded and paid, and what it would be without each validator."""
+    answer = target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/why/reward", {"uid": uid, "epoch": epoch})
+    _emit(answer, as_json, "reward")
+
+
 @moectl.command(epilog="Example: moectl chain --limit 5")
 @click.option("--start", type=click.IntRange(min=0), help="List blocks from this height on; else the newest.")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many blocks.")

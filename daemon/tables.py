@@ -247,6 +247,40 @@ def rankings_parts(rankings: Mapping[str, Any]) -> list[Table | Mapping[str, str
     ]
 
 
+def reward_parts(reward: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/why/reward: the way from weights to payment."""
+    facts = {
+        "reward": f"uid {reward['uid']} in epoch {reward['epoch']} (height {reward['height']})",
+        "consensus": f"{percent(reward['consensus'])}; weights over it are clipped to it",
+        "rank": f"{percent(reward['rank'])}, the sum of stake × clipped weight",
+        "incentive": f"{percent(reward['incentive'])} of all ranks, pays {credits_of(reward['incentive_emission'])}",
+        "dividends": f"{percent(reward['dividends'])} of all yields, pays {credits_of(reward['dividend_emission'])}",
+        "payment": credits_of(reward["emission"]),
+    }
+    if reward["is_emergency"]:
+        facts["note"] = "nobody was ranked in this epoch, so stake alone was paid"
+    ratings = [
+        [
+            str(row["uid"]),
+            *(percent(row[name]) for name in ("stake", "weight", "clipped", "rank", "bond")),
+            percent(row["without"]["incentive"]),
+            credits_of(row["without"]["emission"]),
+        ]
+        for row in reward["ratings"]
+    ]
+    holdings = [
+        [str(row["uid"]), *(percent(row[name]) for name in ("bond", "incentive", "dividend"))]
+        for row in reward["holdings"]
+    ]
+    heads = (">by", ">stake", ">weight", ">clipped", ">rank", ">bond", ">incentive without", ">payment without")
+    parts: list[Table | Mapping[str, str]] = [facts]
+    if ratings:
+        parts.append(Table("Rated by", heads, ratings))
+    if holdings:
+        parts.append(Table("Bonds held", (">in", ">bond", ">incentive", ">brings"), holdings))
+    return parts
+
+
 def chain_parts(chain: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     """GET /v1/chain, newest block first."""
     rows = [

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from moed import __version__
 from moed.consensus.blocks import decode_block, decode_commit
+from moed.consensus.explain import explain_reward
 from moed.consensus.rounds import signed_share
 from moed.consensus.state import (
     Neuron,
@@ -20,9 +21,11 @@ from moed.protocol.identity import Identity, NodeId, node_id_of
 from moed.protocol.records import PeerRecord
 
 from .chain import Chain
+from .control.api import ControlRefused
 from .discovery import Discovery
 from .network.peers import Peers
-from .store import Store
+from .reward_answer import reward_answer
+from .store import KEPT_EPOCHS, Store
 
 U16 = 65_535
 MAX_CHAIN_ROWS = 200
@@ -188,6 +191,21 @@ class NodeView:
             "balance": read_account(self._chain.head.state, neuron.key).balance,
             "weight_by_validator": shares,
         }
+
+    async def why_reward(self, *, uid: int, epoch: int | None) -> dict[str, Any]:
+        last = read_totals(self._chain.head.state).epoch
+        if last == 0:
+            raise ControlRefused(404, "no_epoch", "no epoch has ended yet", "wait for one (see `moectl status`)")
+        number = last if epoch is None else epoch
+        inputs = await self._chain.read(self._store.epoch_inputs, number)
+        if inputs is None:
+            oldest = max(1, last - KEPT_EPOCHS + 1)
+            remedy = f"ask for one of {oldest} to {last}"
+            raise ControlRefused(404, "unknown_epoch", f"epoch {number} is not kept here", remedy)
+        if uid >= inputs.n:
+            remedy = "see `moectl rankings`"
+            raise ControlRefused(404, "unknown_uid", f"uid {uid} was not registered in epoch {number}", remedy)
+        return reward_answer(number, await self._chain.read(explain_reward, inputs, uid))
 
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]:
         head = self._chain.head

@@ -27,6 +27,13 @@ class NoQuestion(_Question, frozen=True, kw_only=True):
     """No parameters."""
 
 
+class RewardQuestion(_Question, frozen=True, kw_only=True):
+    """Whose reward to take apart, and of which epoch; by default of the last one."""
+
+    uid: Annotated[int, Meta(ge=0, lt=1 << 16)]
+    epoch: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)] | None = None
+
+
 class ChainQuestion(_Question, frozen=True, kw_only=True):
     """Which blocks to list: ``limit`` from height ``start`` on, or the newest ``limit``."""
 
@@ -135,6 +142,48 @@ class RankingsAnswer(_Answer, frozen=True, kw_only=True):
     height: int
     miners: list[MinerRow]
     validators: list[ValidatorRow]
+
+
+class RatingRow(_Answer, frozen=True, kw_only=True):
+    """What one validator did to a reward: stake, weight as given and as clipped, part of the rank, bond.
+
+    ``without`` is what the uid would have got without this validator: {incentive, emission}.
+    """
+
+    uid: int
+    stake: Share
+    weight: Share
+    clipped: Share
+    rank: Share
+    bond: Share
+    without: dict[str, float]
+
+
+class HoldingRow(_Answer, frozen=True, kw_only=True):
+    """A bond that the uid holds in a miner, and what it brought: the miner's incentive times the bond."""
+
+    uid: int
+    bond: Share
+    incentive: Share
+    dividend: Share
+
+
+class RewardAnswer(_Answer, frozen=True, kw_only=True):
+    """One uid's reward in one epoch, from raw weights to payment."""
+
+    uid: int
+    epoch: int
+    height: int
+    consensus: Share
+    rank: Share
+    incentive: Share
+    dividends: Share
+    incentive_emission: int
+    dividend_emission: int
+    emission: int
+    is_emergency: bool
+    ratings: list[RatingRow]
+    holdings: list[HoldingRow]
 
 
 class BlockRow(_Answer, frozen=True, kw_only=True):

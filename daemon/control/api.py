@@ -54,6 +54,8 @@ class ControlPlane(Protocol):
 
     async def rankings(self) -> dict[str, Any]: ...
 
+    async def why_reward(self, *, uid: int, epoch: int | None) -> dict[str, Any]: ...
+
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]: ...
 
     def complete(
@@ -169,6 +171,11 @@ async def _rankings(services: Services, _ask: Ask) -> Answer:
     return json_body(await services.plane.rankings())
 
 
+async def _why_reward(services: Services, ask: Ask) -> Answer:
+    question: answers.RewardQuestion = ask.question
+    return json_body(await services.plane.why_reward(uid=question.uid, epoch=question.epoch))
+
+
 async def _chain(services: Services, ask: Ask) -> Answer:
     question: answers.ChainQuestion = ask.question
     return json_body(await services.plane.chain(start=question.start, limit=question.limit))
@@ -277,6 +284,10 @@ _TABLE = (
     Route("GET", "/v1/experts", "Experts that the network offers", _experts, list[answers.ExpertRow]),
     Route("GET", "/v1/capacity", "Hardware of the network, measured", _capacity, answers.CapacityAnswer),
     Route("GET", "/v1/rankings", "Miners and validators as consensus ranks them", _rankings, answers.RankingsAnswer),
+    Route(
+        "GET", "/v1/why/reward", "One reward taken apart: weights, clip, rank, bonds, payment", _why_reward,
+        answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
+    ),
     Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
     Route(
         "POST", "/v1/complete", "Continue a text through the mixture of experts", _complete,

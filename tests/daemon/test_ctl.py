@@ -54,13 +54,16 @@ VERBS: dict[str, tuple[str, ...]] = {
     "chain": ("--limit", "2"),
     "complete": ("The import sta", "--max-bytes", "4"),
     "losses": (),
+    "reward": ("2",),
 }
+GROUPS = {"reward": ("why",)}
+"""Verbs that stand under another one."""
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
     """With --json: the daemon's own answer, in the shape that the API publishes."""
-    done = moectl("--home", str(home), verb, *VERBS[verb], "--json")
+    done = moectl("--home", str(home), *GROUPS.get(verb, ()), verb, *VERBS[verb], "--json")
     assert (done.returncode, done.stderr) == (0, "")
     route: Route = next(route for route in ROUTES.values() if route.name == verb)
     msgspec.convert(json.loads(done.stdout), route.answer, strict=True)
@@ -75,11 +78,12 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
         ("rankings", ["Miners after epoch 0 (height 5)", "BY 0", "Validators", "%"]),
         ("chain", ["height      5", "HEIGHT", "TXS"]),
         ("losses", ["BITS PER BYTE", "best single expert"]),
+        ("reward", ["uid 2 in epoch 1 (height 100)", "Rated by", "PAYMENT WITHOUT", "75.0 %"]),
     ],
 )  # fmt: skip
 def test_people_get_plain_tables_in_a_pipe(home: Path, verb: str, words: list[str]) -> None:
     """Aligned, with units and short ids; no colours, no control characters."""
-    done = moectl("--home", str(home), verb, *VERBS[verb])
+    done = moectl("--home", str(home), *GROUPS.get(verb, ()), verb, *VERBS[verb])
     assert done.returncode == 0, done.stderr
     for word in words:
         assert word in done.stdout

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from moed import __version__
+from moed.consensus.explain import explain_reward
 from moed.consensus.state import read_account
 from moed.consensus.transactions import Transfer
 from moed.consensus.transition import Head
@@ -29,9 +30,11 @@ from moed.daemon.control.api import ControlRefused
 from moed.daemon.control.credentials import AccessRules
 from moed.daemon.control.server import ControlServer
 from moed.daemon.logs import Logs, configure_logging
+from moed.daemon.reward_answer import reward_answer
 from moed.protocol.identity import node_id_of
 
 from .chains import grow, key, make_genesis, signed
+from .epochs import two_validators_two_miners
 
 ORDER = 3
 TEXTS = {
@@ -144,6 +147,11 @@ class SmallNode:
                 for member in self.head.validators.members
             ],
         }
+
+    async def why_reward(self, *, uid: int, epoch: int | None) -> dict[str, Any]:
+        if epoch not in (None, 1) or uid >= 4:
+            raise ControlRefused(404, "unknown_epoch", "there was one epoch of four uids", "ask for that")
+        return reward_answer(1, explain_reward(two_validators_two_miners(), uid))
 
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]:
         first = max(self.head.height - limit + 1, 1) if start is None else max(start, 1)

@@ -46,6 +46,7 @@ def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 QUESTIONS: dict[str, dict[str, Any]] = {
+    "reward": {"uid": 2},
     "complete": {"prompt": "The import sta", "max_bytes": 5},
     "chain": {"limit": 3},
     "logs": {"tail": 3},
