@@ -18,15 +18,13 @@ from enum import Enum, auto
 from .identity import NodeId
 from .queries import Contact
 
-_MAX_IDS_PER_ADDRESS = 3
-"""A liar can name many ids at a victim's address; honest nodes give at most an old and a new one."""
+_MAX_UNHEARD_PER_ADDRESS = 3
+"""A liar can name many ids at a victim's address: one from which nothing comes back is not asked more often."""
 _MAX_ASKED_PER_K = 8
 """A look-up ends after this many times k questions, whatever it is still told to ask."""
 _MAX_KNOWN_PER_K = 16
 _FALSE_NAMES = 3
 """After so many named nodes failed and none answered, the other names of the same node count for nothing."""
-_SPARE_VALUES = 4
-"""One question more is open for every so many values that are still wanted: some nodes are dead or lie."""
 
 
 class _State(Enum):
@@ -78,7 +76,7 @@ class _Path:
         self.known: dict[NodeId, _Candidate] = {}
         self.order: list[_Candidate] = []
         self.in_flight = 0
-        self.asked_at: Counter[tuple[str, int]] = Counter()
+        self.unheard_at: Counter[tuple[str, int]] = Counter()
         self.informants: dict[NodeId, _Informant] = {}
 
     def learn(self, candidate: _Candidate, informant: _Informant | None, max_known: int) -> None:
@@ -117,17 +115,22 @@ class Lookup:
         alpha: int,
         paths: int = 1,
         enough_values: int = 0,
+        spare: int = 0,
     ) -> None:
         """Start from ``starts``, dealt to the ``paths``; each path has ``alpha`` questions open while it closes in.
 
-        Stop early once ``enough_values`` nodes have answered with a value (0: never). Several paths together confirm
-        one and a half times ``k`` nodes, a single one ``k``.
+        Stop early once ``enough_values`` nodes have answered with a value (0: never); then as many questions are open
+        as values are still wanted, and ``spare`` more, so that the fastest decide. Several paths together confirm one
+        and a half times ``k`` nodes, a single one ``k``.
         """
         self._target = int.from_bytes(target, "big")
         self._own_id = own_id
         self._k = k
         self._alpha = alpha
         self._enough_values = enough_values
+        self._spare = spare
+        if enough_values:
+            self._alpha = -(-(enough_values + spare) // paths)
         self._max_asked = _MAX_ASKED_PER_K * k
         self._max_known = _MAX_KNOWN_PER_K * k
         width = k if paths == 1 else -(-3 * k // (2 * paths))
@@ -177,6 +180,7 @@ class Lookup:
     def on_answer(self, contact: Contact, nearer: Iterable[Contact], *, has_value: bool = False) -> None:
         """``contact`` answered, naming ``nearer`` contacts, with or without a value."""
         path, candidate = self._settle(contact, _State.ANSWERED)
+        path.unheard_at[contact.address] -= 1
         for informant in candidate.informants:
             informant.answered += 1
         if has_value:
@@ -191,9 +195,11 @@ class Lookup:
         for each in named:
             self._learn(path, each, informant, candidate.hop + 1)
 
-    def on_failure(self, contact: Contact) -> None:
-        """``contact`` did not answer in time, or with nonsense."""
-        _, candidate = self._settle(contact, _State.FAILED)
+    def on_failure(self, contact: Contact, *, is_silent: bool = True) -> None:
+        """``contact`` did not answer in time; or with nonsense, or somebody else did, and then it is not silent."""
+        path, candidate = self._settle(contact, _State.FAILED)
+        if not is_silent:
+            path.unheard_at[contact.address] -= 1
         for informant in candidate.informants:
             informant.failed += 1
 
@@ -240,7 +246,7 @@ class Lookup:
     def _start(self, path: _Path, candidate: _Candidate) -> None:
         candidate.state = _State.ASKED
         path.in_flight += 1
-        path.asked_at[candidate.contact.address] += 1
+        path.unheard_at[candidate.contact.address] += 1
         self._asked_by[candidate.contact.node_id] = path
 
     def _choose(self, path: _Path) -> _Candidate | None:
@@ -254,12 +260,12 @@ class Lookup:
                 best = candidate
         if new is None:
             return None
-        if self.values:
-            wanted = self._enough_values - self.values
+        if self._enough_values:
             in_flight = sum(each.in_flight for each in self._paths)
-            return new if in_flight < wanted + wanted // _SPARE_VALUES else None
-        if self._enough_values and sum(each.in_flight for each in self._paths) >= self._enough_values:
-            return None
+            if in_flight >= self._enough_values - self.values + self._spare:
+                return None
+            if self.values:
+                return new
         is_closing_in = best is None or new.distance < best.distance
         return new if path.in_flight < (self._alpha if is_closing_in else path.width) else None
 
@@ -283,7 +289,7 @@ class Lookup:
         contact = candidate.contact
         return (
             contact.node_id not in self._asked_by
-            and path.asked_at[contact.address] < _MAX_IDS_PER_ADDRESS
+            and path.unheard_at[contact.address] < _MAX_UNHEARD_PER_ADDRESS
             and candidate.is_credible
         )
 

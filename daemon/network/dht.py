@@ -36,8 +36,8 @@ from .datagrams import Address, DatagramPort, PortTransport, UdpPort
 from .library import current_loop, open_loop
 from .newcomers import Newcomers
 from .routing import random_id_in
-from .rpc import AuthenticatedProtocol, SignedStorage
-from .search import Search
+from .rpc import AuthenticatedProtocol, SignedStorage, host_group
+from .search import Found, Search, Step
 
 logger = structlog.get_logger(__name__)
 
@@ -46,6 +46,8 @@ WITHDRAW_TIMEOUT_S = 3.0
 KNOCKS = 3
 """How often an address that may be a node is tried before it is given up."""
 UPKEEP_EVERY_S = 5.0
+LOOK_AROUND_EVERY_S = 60.0
+"""A node that knows fewer than half of k others asks them again for its neighbours this often: they may know more."""
 STORING_TAKES_S = 30.0
 """After this, storing a record is taken to have been cut off, and upkeep does it again."""
 
@@ -60,6 +62,25 @@ class _Published:
     record: Record
     due_at_s: float
     retry_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContactView:
+    """One contact of the table, its smoothed round trip, and how many questions in a row it left unanswered."""
+
+    contact: Contact
+    round_trip_s: float | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class BucketView:
+    """One bucket: how many leading bits its ids share, where it begins, who is in it, how many wait for a place."""
+
+    depth: int
+    first_id: bytes
+    contacts: list[ContactView]
+    waiting: int
 
 
 class Dht:
@@ -93,6 +114,7 @@ class Dht:
         self._now_s = now_s
         self._resolve = resolve or resolve_name
         self._remembered = tuple(remembered)
+        self._k = k
         self._replicas = min(replicas or k, k)
         self._record_ttl_s = record_ttl_s
         self._republish_s = republish_s
@@ -117,6 +139,7 @@ class Dht:
         self._serving = trio.Event()
         self._has_joined = False
         self._was_alone = False
+        self._looked_around_at_s = 0.0
 
     async def run(
         self,
@@ -178,15 +201,75 @@ class Dht:
 
     async def find_peer(self, node_id: bytes) -> PeerRecord | None:
         """The newest valid record that the peer with this id signed, or None if it has none or has left."""
-        for record in await self._find(key_of_peer(node_id)):
+        for record in (await self.look_up(key_of_peer(node_id))).records:
             if isinstance(record, PeerRecord) and not record.withdrawn:
                 return record
         return None
 
     async def find_topic(self, topic: str) -> list[TopicEntry]:
         """The newest valid entry of every owner found under ``topic``, ordered by owner."""
-        found = await self._find(key_of_topic(topic))
+        found = (await self.look_up(key_of_topic(topic))).records
         return [entry for entry in found if isinstance(entry, TopicEntry) and not entry.withdrawn]
+
+    async def look_up(self, key: bytes, *, steps: list[Step] | None = None) -> Found:
+        """Every valid record under ``key``, withdrawn ones too; ``steps`` gets each question of the search."""
+        await self._serving.wait()
+        held = self._records.get(key, self._now_s())
+        majority = self._replicas // 2 + 1
+        return await self._search.find_records(
+            key, held, enough_values=majority, spare=self._replicas - majority, steps=steps
+        )
+
+    async def nearest(self, target: bytes, *, steps: list[Step] | None = None) -> list[Contact]:
+        """The k nodes nearest to ``target`` that answer; ``steps`` gets each question of the search."""
+        await self._serving.wait()
+        return await self._search.find_nodes(target, steps=steps)
+
+    async def seen_from(self, count: int) -> list[Address]:
+        """From which address others see us, in the signed words of at most ``count`` contacts of different hosts."""
+        await self._serving.wait()
+        chosen: dict[str, Contact] = {}
+        for contact in self.contacts():
+            chosen.setdefault(host_group(contact.host) or str(contact.address), contact)
+        seen: list[Address] = []
+
+        async def ask(contact: Contact) -> None:
+            address = await self._search.stun(contact)
+            if address is not None:
+                seen.append(address)
+
+        async with trio.open_nursery() as nursery:
+            for contact in list(chosen.values())[:count]:
+                nursery.start_soon(ask, contact)
+        return seen
+
+    @property
+    def is_client(self) -> bool:
+        """Whether we tell others not to keep us as a contact, since we cannot be asked from outside."""
+        return self._protocol.is_client
+
+    @is_client.setter
+    def is_client(self, is_client: bool) -> None:
+        self._protocol.is_client = is_client
+
+    def table(self) -> list[BucketView]:
+        """The routing table, bucket by bucket, in order of ids."""
+        return [
+            BucketView(
+                depth=bucket.depth(),
+                first_id=bucket.range[0].to_bytes(20, "big"),
+                contacts=[
+                    ContactView(peer.contact, peer.round_trips.smoothed_s, peer.failures)
+                    for peer in bucket.nodes.values()
+                ],
+                waiting=len(bucket.replacement_nodes),
+            )
+            for bucket in self._protocol.router.buckets
+        ]
+
+    def holds(self, key: bytes) -> bool:
+        """Whether this node itself keeps a record under ``key``."""
+        return bool(self._records.get(key, self._now_s()))
 
     def contacts(self) -> list[Contact]:
         """Every node whose key and address are proven, the last heard first."""
@@ -216,6 +299,14 @@ class Dht:
         if is_alone:
             with trio.move_on_after(JOIN_TIMEOUT_S):
                 await self._enter()
+
+    async def _look_around_if_few(self, now_s: float) -> None:
+        """Whoever let us in may have been new or lying itself: with few contacts, look for our neighbours again."""
+        is_few = 0 < len(self._protocol.router.peers()) < self._k // 2
+        if is_few and now_s - self._looked_around_at_s >= LOOK_AROUND_EVERY_S:
+            self._looked_around_at_s = now_s
+            await self._search.find_nodes(self._identity.node_id)
+            await self._search.find_nodes(self._rng.randbytes(len(self._identity.node_id)))
 
     async def _read(self, port: DatagramPort) -> None:
         while True:
@@ -256,12 +347,6 @@ class Dht:
             if await self._search.ping(address) is not None:
                 is_open.set()
                 return
-
-    async def _find(self, key: bytes) -> list[Record]:
-        await self._serving.wait()
-        held = self._records.get(key, self._now_s())
-        found = await self._search.find_records(key, held, enough_values=self._replicas // 2 + 1)
-        return found.records
 
     async def _publish(self, record: Record) -> int:
         await self._serving.wait()
@@ -309,6 +394,7 @@ class Dht:
             now_s = self._now_s()
             self._records.expire(now_s)
             await self._return_if_alone()
+            await self._look_around_if_few(now_s)
             for bucket in self._protocol.router.lonely_buckets():
                 await self._search.find_nodes(random_id_in(bucket, self._rng))
             for key, kept in list(self._published.items()):

@@ -8,14 +8,17 @@ What is overridden, and why:
 - `add_contact` pinged the oldest contact of a full bucket in a task whose errors nobody saw;
 - the first range ended at 2^160, one past the largest id;
 - a contact was dropped after one lost datagram, so that one minute without network emptied the table;
+- a bucket took any number of contacts of one subnet;
 - bucket clocks read `time.monotonic`, which does not follow virtual time.
 """
 
 from __future__ import annotations
 
 import bisect
+import ipaddress
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import chain
 
 from moed.protocol.identity import NodeId
@@ -26,6 +29,8 @@ from .library import KBucket, Node, RoutingTable
 
 ID_BITS = 160
 REFRESH_AFTER_S = 3600.0
+MAX_PER_SUBNET = 3
+"""So many contacts of one IPv4 /24 or IPv6 /48 are in one bucket: addresses of one subnet are cheap to come by."""
 MAX_FAILURES = 3
 """A contact that failed this often in a row goes even if no other waits for its place."""
 
@@ -38,6 +43,7 @@ class Peer(Node):
         self.last_seen_s = contact.last_seen_s
         self.round_trips = RoundTrips()
         self.failures = 0
+        self.subnet = subnet_of(contact.host)
 
     @property
     def contact(self) -> Contact:
@@ -53,6 +59,12 @@ class Bucket(KBucket[Peer]):
 
     def touch_last_updated(self) -> None:
         self.last_updated = self._now_s()
+
+    def is_crowded_by(self, node: Peer) -> bool:
+        """Whether the bucket holds as many contacts of the node's subnet as it may."""
+        return node.subnet is not None and (
+            sum(each.subnet == node.subnet for each in self.nodes.values()) >= MAX_PER_SUBNET
+        )
 
     def depth(self) -> int:
         """The length of the prefix that the range shares; the library compared the ids' bit strings."""
@@ -120,6 +132,8 @@ class Table(RoutingTable[Bucket]):
         while True:
             index = self.get_bucket_for(node)
             bucket = self.buckets[index]
+            if node.id not in bucket.nodes and bucket.is_crowded_by(node):
+                return
             if bucket.add_node(node):
                 return
             if not bucket.has_in_range(self.node) and bucket.depth() % 5 == 0:
@@ -150,6 +164,15 @@ class Table(RoutingTable[Bucket]):
     def peers(self) -> list[Peer]:
         """Every contact, in order of id ranges."""
         return [peer for bucket in self.buckets for peer in bucket.nodes.values()]
+
+
+@lru_cache(maxsize=4096)
+def subnet_of(host: str) -> str | None:
+    """The IPv4 /24 or IPv6 /48 of a numeric host; None for addresses that are not of the public Internet."""
+    address = ipaddress.ip_address(host)
+    if not address.is_global:
+        return None
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))
 
 
 def random_id_in(bucket: Bucket, rng: random.Random) -> NodeId:

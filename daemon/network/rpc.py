@@ -71,7 +71,7 @@ class SignedStorage(IStorage):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for a question, from whom; the payload is not yet decoded."""
+    """What came back for a question, from whom; the payload is not yet decoded, and empty if another was asked."""
 
     contact: Contact
     payload: bytes
@@ -284,8 +284,9 @@ class AuthenticatedProtocol(KademliaProtocol):
         del self._outstanding[message.message_id]
         question.timer.cancel()
         if question.node_id not in (None, opened.sender_id):
-            # Whoever lives at that address took the question, so the node that was meant does not.
-            self._fail(question)
+            # Whoever lives at that address took the question, so the node that was meant does not live there.
+            self.router.fail(question.node_id)
+            question.settle(Answer(Contact(opened.sender_id, *address, self._now_s()), b""))
             raise Unexpected("an answer from another node than was asked")
         contact = Contact(opened.sender_id, address[0], address[1], self._now_s())
         round_trip_s = self._loop.time() - question.asked_at_s

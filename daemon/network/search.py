@@ -28,6 +28,8 @@ from .rpc import Answer, AuthenticatedProtocol
 _T = TypeVar("_T")
 
 GET_PATHS = 3
+LAN_ROUND_TRIP_S = 0.02
+"""Below this, signing and checking cost more time than the network, so nothing is asked to spare."""
 MIN_HEDGE_S = 0.05
 """A node is slow at the earliest after this time; below it our own load makes the difference."""
 
@@ -147,12 +149,12 @@ class Search:
         return lookup.nearest()
 
     async def find_records(
-        self, key: bytes, held: Sequence[bytes], *, enough_values: int, steps: list[Step] | None = None
+        self, key: bytes, held: Sequence[bytes], *, enough_values: int, spare: int, steps: list[Step] | None = None
     ) -> Found:
         """The newest valid record of each owner under ``key``, merged over ``held`` and the nodes asked.
 
         Asks on, over disjoint paths, until ``enough_values`` nodes have answered with a valid record, or all that are
-        near have answered.
+        near have answered. ``spare`` more are asked at the same time where waiting costs more than asking.
         """
         gathered = Gathered(key, self._network_id)
         for record in held:
@@ -165,6 +167,7 @@ class Search:
             alpha=self._alpha,
             paths=GET_PATHS,
             enough_values=enough_values,
+            spare=spare if (self.protocol.round_trips.smoothed_s or 0.0) > LAN_ROUND_TRIP_S else 0,
         )
         await _Drive(self, lookup, FindValue(self._own_id, key), gathered, steps).run()
         return Found(gathered.records(), lookup.values, lookup.value_hop, lookup.asked)
@@ -175,6 +178,8 @@ class Search:
 
     def decode(self, decoder: Callable[[bytes], _T], answer: Answer) -> _T | None:
         """What ``decoder`` reads from ``answer``, or None for nonsense, which is counted."""
+        if not answer.payload:
+            return None
         try:
             return decoder(answer.payload)
         except RemoteProtocolError as error:
@@ -284,7 +289,7 @@ class _Drive:
         if is_heard:
             self._lookup.on_answer(asked.contact, asked.nearer, has_value=asked.has_value)
         else:
-            self._lookup.on_failure(asked.contact)
+            self._lookup.on_failure(asked.contact, is_silent=answer is None)
 
     def _read(self, asked: _Open, answer: Answer) -> int | None:
         """Add what came to what ``asked`` has said; returns where its set goes on, if it does."""
