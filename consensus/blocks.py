@@ -81,7 +81,7 @@ class Commit(Record, frozen=True, kw_only=True):
 
     @property
     def hash(self) -> bytes:
-        return tagged_hash(Domain.BLOCK, encode_record(self))
+        return tagged_hash(Domain.COMMIT, encode_record(self))
 
 
 GENESIS_COMMIT = Commit(height=0, round=0, block_hash=NO_BLOCK)

@@ -101,8 +101,13 @@ class Rounds:
         params: ChainParams,
         network_id: bytes,
         is_valid: Callable[[Block], bool],
+        is_timely: Callable[[Block], bool] = lambda _: True,
     ) -> None:
-        """``is_valid`` judges a block of this height by the chain's rules; it is asked once for each block."""
+        """``is_valid`` judges a block of this height by the chain's rules; it is asked once for each block.
+
+        ``is_timely`` judges its time by our clock. It counts for a fresh proposal alone: what a quorum has seen in time
+        is not refused for a clock of ours that is behind.
+        """
         self.height = height
         self.round = 0
         self.step = Step.WAITING
@@ -112,6 +117,7 @@ class Rounds:
         self._params = params
         self._network_id = network_id
         self._is_valid = is_valid
+        self._is_timely = is_timely
         self._validity: dict[bytes, bool] = {}
         self._locked: tuple[int, bytes] = (-1, NO_BLOCK)
         self._valid: tuple[int, Block | None] = (-1, None)
@@ -187,7 +193,18 @@ class Rounds:
 
     def has_vote(self, vote: Vote) -> bool:
         """Whether this validator's vote of that round and kind is counted already."""
-        return self.tally.has_vote(vote.kind, vote.round, vote.validator)
+        return self.tally.has_vote(vote)
+
+    def news(self) -> tuple[list[Proposal], list[Vote]]:
+        """What a peer may need that missed everything: the rounds in which something can still be decided or locked.
+
+        Not the whole height: a height that stands still for a hundred rounds must not be told again in full.
+        """
+        wanted = {self.round - 1, self.round, self._locked[0], self._valid[0]}
+        wanted.update(one for one in self.tally.rounds() if one > self.round)
+        wanted.update(one for one in self.tally.rounds() if self.tally.quorum_hash(VoteKind.PRECOMMIT, one))
+        proposals = [proposal for proposal in self.proposals.values() if proposal.round in wanted]
+        return proposals, self.tally.votes(wanted)
 
     def _require_this_height(self, height: int, round_number: int) -> None:
         if height != self.height:
@@ -237,7 +254,7 @@ class Rounds:
             return None
         locked_round, locked_hash = self._locked
         may = locked_round == -1 or locked_hash == proposal.block.hash
-        return self._cast(VoteKind.PREVOTE, self._if_valid(proposal.block, may))
+        return self._cast(VoteKind.PREVOTE, self._if_valid(proposal.block, may and self._is_timely(proposal.block)))
 
     def _rule_3_proposal_again(self) -> list[Effect] | None:
         proposal = self.proposals.get(self.round)

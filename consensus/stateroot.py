@@ -20,7 +20,7 @@ LEVELS = 16
 def _empty(level: int) -> bytes:
     """The hash of a subtree without leaves whose root is ``level`` steps above the buckets."""
     if level == 0:
-        return tagged_hash(Domain.STATE_LEAF)
+        return tagged_hash(Domain.STATE_BUCKET)
     below = _empty(level - 1)
     return tagged_hash(Domain.STATE_NODE, below, below)
 
@@ -31,7 +31,7 @@ def leaf_hash(key: bytes, value: bytes) -> bytes:
 
 
 def _bucket_of(key: bytes) -> int:
-    return int.from_bytes(tagged_hash(Domain.STATE_LEAF, key)[:4], "big") >> (32 - LEVELS)
+    return int.from_bytes(tagged_hash(Domain.STATE_PLACE, key)[:4], "big") >> (32 - LEVELS)
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class StateTree:
                 patch.buckets[index] = dict(self._buckets.get(index, {}))
             patch.buckets[index][key] = leaf_hash(key, value)
         for index, leaves in patch.buckets.items():
-            patch.nodes[0, index] = tagged_hash(Domain.STATE_LEAF, *(leaves[key] for key in sorted(leaves)))
+            patch.nodes[0, index] = tagged_hash(Domain.STATE_BUCKET, *(leaves[key] for key in sorted(leaves)))
         touched = set(patch.buckets)
         for level in range(1, LEVELS + 1):
             touched = {index >> 1 for index in touched}

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from .blocks import Commit, CommitSignature, Vote, VoteKind
 from .state import ValidatorSet
 from .turns import is_quorum, power_of, total_power
 
+MAX_VOTES_EACH = 4
+"""Different votes of one validator that count in one round and kind. An honest one has one; of a liar's, whichever
+the others lock on must be countable here too, and there are as many as it sent proposals, and the one for none."""
+
 
 @dataclass(slots=True)
 class _Ballot:
-    """The votes of one kind in one round."""
+    """The votes of one kind in one round: by validator and hash, the power behind each hash, and of all who voted."""
 
-    votes: dict[bytes, Vote] = field(default_factory=dict)
+    votes: dict[bytes, dict[bytes, Vote]] = field(default_factory=dict)
     power_by_hash: dict[bytes, int] = field(default_factory=dict)
     power: int = 0
 
 
 class Tally:
-    """Counts each validator once in each round and kind, by the stake behind it and never by heads."""
+    """Counts each validator once for each hash in each round and kind, by the stake behind it and never by heads."""
 
     def __init__(self, validators: ValidatorSet) -> None:
         self.validators = validators
@@ -27,25 +32,29 @@ class Tally:
         self._ballots: dict[tuple[VoteKind, int], _Ballot] = {}
 
     def add(self, vote: Vote) -> Vote | None:
-        """Count a vote whose signature holds; returns the earlier, different vote if its validator equivocates.
+        """Count a vote whose signature holds; returns an earlier, different vote if its validator equivocates.
 
-        The first vote stays counted. A repeated vote and one without stake change nothing.
+        Each vote counts for its own hash (two quorums in one round then take a third of the stake that lies), and its
+        validator once for having voted at all. A repeated vote and one without stake change nothing.
         """
         power = power_of(self.validators, vote.validator)
-        if power == 0:
+        if power == 0 or self.has_vote(vote):
             return None
         ballot = self._ballots.setdefault((vote.kind, vote.round), _Ballot())
-        earlier = ballot.votes.get(vote.validator)
-        if earlier is not None:
-            return earlier if earlier.block_hash != vote.block_hash else None
-        ballot.votes[vote.validator] = vote
-        ballot.power += power
+        own = ballot.votes.setdefault(vote.validator, {})
+        earlier = next(iter(own.values()), None)
+        if len(own) == MAX_VOTES_EACH:
+            return earlier
+        if earlier is None:
+            ballot.power += power
+        own[vote.block_hash] = vote
         ballot.power_by_hash[vote.block_hash] = ballot.power_by_hash.get(vote.block_hash, 0) + power
-        return None
+        return earlier
 
-    def has_vote(self, kind: VoteKind, round_number: int, validator: bytes) -> bool:
-        ballot = self._ballots.get((kind, round_number))
-        return ballot is not None and validator in ballot.votes
+    def has_vote(self, vote: Vote) -> bool:
+        """Whether this validator's vote for this hash is counted already."""
+        ballot = self._ballots.get((vote.kind, vote.round))
+        return ballot is not None and vote.block_hash in ballot.votes.get(vote.validator, {})
 
     def has_quorum(self, kind: VoteKind, round_number: int, block_hash: bytes) -> bool:
         """Whether more than two thirds of the stake voted for this hash."""
@@ -58,7 +67,7 @@ class Tally:
         return ballot is not None and is_quorum(ballot.power, self.total)
 
     def quorum_hash(self, kind: VoteKind, round_number: int) -> bytes | None:
-        """The hash, possibly that of no block, that has the quorum; at most one can."""
+        """The hash, possibly that of no block, that has the quorum; at most one can while under a third lies."""
         ballot = self._ballots.get((kind, round_number))
         if ballot is None:
             return None
@@ -77,16 +86,22 @@ class Tally:
         """The rounds that have votes, rising."""
         return sorted({round_number for _, round_number in self._ballots})
 
-    def votes(self) -> list[Vote]:
-        """Every counted vote, for a peer that missed some."""
-        return [vote for ballot in self._ballots.values() for vote in ballot.votes.values()]
+    def votes(self, rounds: Collection[int]) -> list[Vote]:
+        """Every counted vote of these rounds, for a peer that missed some."""
+        return [
+            vote
+            for (_, round_number), ballot in self._ballots.items()
+            if round_number in rounds
+            for own in ballot.votes.values()
+            for vote in own.values()
+        ]
 
     def commit(self, height: int, round_number: int, block_hash: bytes) -> Commit:
         """The commit that the precommits for this hash make; callers have seen the quorum."""
         votes = self._ballots[VoteKind.PRECOMMIT, round_number].votes
         signatures = tuple(
-            CommitSignature(validator=key, signature=votes[key].signature)
+            CommitSignature(validator=key, signature=votes[key][block_hash].signature)
             for key in sorted(votes)
-            if votes[key].block_hash == block_hash
+            if block_hash in votes[key]
         )
         return Commit(height=height, round=round_number, block_hash=block_hash, signatures=signatures)

@@ -262,7 +262,13 @@ class Chain:
         return Reply(None)
 
     async def _take_vote(self, call: Call) -> Reply:
-        await self._queue(_parse(call, Vote), len(call.body))
+        vote = _parse(call, Vote)
+        if vote.height == self._rounds.height and not self._rounds.has_vote(vote):
+            # before it waits for the deciding task, so that a forged one is its sender's fault and costs no one else
+            vote.check_signature(self.head.network_id)
+            await self._queue(vote, len(call.body))
+        elif vote.height > self._rounds.height:
+            await self._queue(vote, len(call.body))
         return Reply(None)
 
     async def _take_transaction(self, call: Call) -> Reply:
@@ -407,7 +413,7 @@ class Chain:
     def _judge(self, block: Block) -> bool:
         """Whether a block under vote holds; what it changes is kept for when it is decided."""
         try:
-            self._executed[block.hash] = self.head.execute(block, now_ms=self._now_ms())
+            self._executed[block.hash] = self.head.execute(block)
         except RuleBroken as error:
             logger.warning("chain.block_refused", height=block.height, reason=str(error))
             return False
@@ -453,6 +459,7 @@ class Chain:
             params=self.head.params,
             network_id=self.head.network_id,
             is_valid=self._judge,
+            is_timely=lambda block: self.head.is_timely(block, self._now_ms()),
         )
         if self._signer is not None:
             before = self._signer.signed_at(rounds.height)
@@ -490,9 +497,10 @@ class Chain:
 
     async def _tell_round(self, peer: Session) -> None:
         """Send all that we know of the height under way."""
-        for proposal in list(self._rounds.proposals.values()):
+        proposals, votes = self._rounds.news()
+        for proposal in proposals:
             await self._tell(peer, "chain.proposal", encode_record(proposal))
-        for vote in self._rounds.tally.votes():
+        for vote in votes:
             await self._tell(peer, "chain.vote", encode_record(vote))
 
     async def _regossip(self) -> None:

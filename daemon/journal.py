@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 from zlib import crc32
 
-from .errors import StoreFailed
+from .errors import StoreCorrupt, StoreFailed
 
 _HEAD = struct.Struct(">II")  # checksum of the payload, its length
 MAX_ENTRY_BYTES = 1 << 23
@@ -42,6 +42,9 @@ class FileJournal:
         return list(self._entries)
 
     def append(self, entry: bytes) -> None:
+        if not self._entries:
+            self.restart([entry])  # so that a file without a whole first entry is damage, and no cut
+            return
         try:
             _write_synced(self._path, os.O_APPEND, _framed(entry))
         except OSError as error:
@@ -103,4 +106,7 @@ def _read(path: Path) -> tuple[list[bytes], int]:
             break
         entries.append(entry)
         at += _HEAD.size + size
+    if at == 0 and any(data):
+        # the first entry came by a rename after it was synced, so no cut explains this
+        raise StoreCorrupt(f"{path} does not begin with a whole entry", "restore it from a backup")
     return entries, at

@@ -20,6 +20,7 @@ from moed.consensus.rounds import (
     Step,
     Timeout,
 )
+from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
@@ -381,3 +382,56 @@ def test_a_validator_alone_goes_on_from_any_signed_step(signed: int) -> None:
             case Decide() as decision:
                 decided.append(decision.block.hash)
     assert decided == [block.hash]
+
+
+def test_a_liars_every_vote_counts_for_its_own_hash() -> None:
+    """Others may have locked by the vote that came second here: it must complete their quorum here too."""
+    rounds = make_rounds(None)
+    block = block_by(1)
+    rounds.start()
+    liar = KEYS[3]
+    rounds.on_vote(vote(liar, VoteKind.PREVOTE, NO_BLOCK))
+    for signer in (KEYS[0], KEYS[1]):
+        rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
+    assert not rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
+    effects = rounds.on_vote(vote(liar, VoteKind.PREVOTE, block.hash))
+    assert any(isinstance(one, Equivocation) for one in effects)
+    assert rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
+    for number in range(10):
+        rounds.on_vote(vote(liar, VoteKind.PREVOTE, bytes([number]) * 32))
+    assert len(rounds.tally.votes([0])) == 2 + MAX_VOTES_EACH
+
+
+def test_an_old_block_time_counts_for_a_fresh_proposal_alone() -> None:
+    """Our clock may refuse to be first with a block; what a quorum has taken in time it cannot refuse."""
+    block = block_by(1)
+    head = new_head()
+    rounds = Rounds(
+        1,
+        head.validators,
+        KEYS[0].public_key,
+        params=GENESIS.params,
+        network_id=GENESIS.network_id,
+        is_valid=lambda _: True,
+        is_timely=lambda _: False,
+    )
+    rounds.start()
+    assert cast(rounds.on_proposal(propose(block))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
+    effects: list[Effect] = []
+    for signer in KEYS[1:]:
+        effects += rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, block.hash))
+    assert any(isinstance(one, Decide) for one in effects)
+
+
+def test_what_is_told_again_does_not_grow_with_the_rounds() -> None:
+    """After fifty rounds without a decision a peer is told of the last ones and of what is locked, not of all."""
+    rounds = make_rounds(KEYS[0])
+    lock_on(rounds, block_by(1))
+    for number in range(1, 50):
+        for signer in KEYS:
+            rounds.on_vote(vote(signer, VoteKind.PREVOTE, NO_BLOCK, number))
+            rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, NO_BLOCK, number))
+        rounds.on_timeout(Timeout(1, rounds.round, Step.PRECOMMIT))
+    proposals, votes = rounds.news()
+    assert [proposal.round for proposal in proposals] == [0]
+    assert {one.round for one in votes} <= {0, rounds.round - 1, rounds.round}

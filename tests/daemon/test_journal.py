@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moed.daemon.errors import StoreCorrupt
 from moed.daemon.journal import FileJournal
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.binary(max_size=40), max_size=6), st.binary(max_size=40), st.data())
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=6), st.binary(max_size=40), st.data())
 def test_a_cut_loses_only_the_entry_under_way(
     tmp_path: Path, acknowledged: list[bytes], under_way: bytes, data: st.DataObject
 ) -> None:
@@ -21,7 +23,7 @@ def test_a_cut_loses_only_the_entry_under_way(
     journal = FileJournal(path)
     for entry in acknowledged:
         journal.append(entry)
-    safe = path.stat().st_size if acknowledged else 0
+    safe = path.stat().st_size
     journal.append(under_way)
     cut = data.draw(st.integers(safe, path.stat().st_size - 1))
     with path.open("r+b") as file:
@@ -63,3 +65,14 @@ def test_a_restart_replaces_everything(tmp_path: Path) -> None:
     journal.restart([b"new"])
     journal.append(b"newer")
     assert journal.entries() == FileJournal(tmp_path / "journal").entries() == [b"new", b"newer"]
+
+
+def test_a_damaged_first_entry_is_no_cut(tmp_path: Path) -> None:
+    """The first entry appears whole by a rename: without it nobody knows what was signed, and that is said."""
+    path = tmp_path / "journal"
+    FileJournal(path).append(b"one")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreCorrupt):
+        FileJournal(path)

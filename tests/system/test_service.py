@@ -48,7 +48,12 @@ def test_the_service_manager_hears_ready_watchdog_and_stopping(tmp_path: Path) -
             assert status is not None
             assert status["ready"]
             heard.clear()
-            wait_until("three watchdog beats", lambda: heard.extend(drain(listener)) or heard.count("WATCHDOG=1") >= 3)
+
+            def is_alive() -> bool:
+                heard.extend(drain(listener))
+                return heard.count("WATCHDOG=1") >= 3
+
+            wait_until("three watchdog beats", is_alive)
             began = time.monotonic()
             assert daemon.stop() == 0
             assert time.monotonic() - began < 5
