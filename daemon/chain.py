@@ -431,7 +431,8 @@ class Chain:
         reached, self._new_block = self._new_block, trio.Event()
         reached.set()
         self._schedule_start()
-        self._nursery.start_soon(self._broadcast, "chain.status", _body(StatusNotice(height=self.height)), None)
+        if self.height >= self.best_known_height:  # while catching up nobody waits for word of us
+            self._nursery.start_soon(self._broadcast, "chain.status", _body(StatusNotice(height=self.height)), None)
         early, self._early, self._early_bytes = self._early, [], 0
         for message in early:
             self._nursery.start_soon(self._queue, message, 0)

@@ -6,6 +6,7 @@ Only arguments are read here; what is heavy is imported by the verb that needs i
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -16,7 +17,7 @@ import click
 
 from moed import __version__
 
-from .errors import EXIT_USAGE, NodeError
+from .errors import EXIT_USAGE, ConfigError, NodeError
 
 P = ParamSpec("P")
 HOME = click.Path(file_okay=False, path_type=Path)
@@ -107,11 +108,15 @@ def verify(home: Path, as_json: bool) -> None:
     \b
     moed chain verify --home ~/.moed
     """
+    from .errors import StoreFailed
     from .home import Home
     from .store import Store, verify_chain
 
     place = Home(home)
-    with Store(place.database, place.load_genesis()) as store:
+    genesis = place.load_genesis()
+    if not place.database.exists():
+        raise StoreFailed(f"there is no chain in {place.database} yet", f"start the node first: moed run --home {home}")
+    with Store(place.database, genesis) as store:
         head = verify_chain(store)
     if as_json:
         click.echo(json.dumps({"height": head.height, "state_root": head.state_root.hex(), "valid": True}))
@@ -171,14 +176,26 @@ def devnet_run(folder: Path, validators: int, miners: int, epochs: int, json_fil
     from . import devnet as network
     from .devnet_view import Screen, show_summary
 
+    # SIGTERM ends it as Ctrl-C does: the daemons are stopped on the way out
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if json_file is not None:
+        _require_writable(json_file)
     with Screen(epochs) as screen:
         summary = network.run(
             folder, validators=validators, miners=miners, epochs=epochs, show=screen.show, say=screen.say
         )
     show_summary(summary)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _require_writable(file: Path) -> None:
+    """Complain about a result file before the run that makes the result, not after."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}", "name another file with --json") from error
 
 
 @devnet.command("up")
@@ -196,9 +213,14 @@ def devnet_up(folder: Path, validators: int, miners: int) -> None:
     network = Devnet(folder)
     network.create(validators=validators, miners=miners)
     network.start()
-    with Screen(0) as screen:
-        for progress in network.watch_ready():
-            screen.show(progress)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Screen(0) as screen:
+            for progress in network.watch_ready():
+                screen.show(progress)
+    except BaseException:
+        network.stop()
+        raise
     click.echo(f"{len(network.nodes)} nodes run under {folder}; for example: moectl --home {folder}/validator-0 status")
     click.echo("stop them with: moed devnet down")
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,18 @@ about 50 KiB each with 64 validators that rate 256 uids."""
 _MAX_INTEGER = 2**63 - 1  # SQLite's; heights that peers and callers ask for may be larger
 
 
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script, one by one: `executescript` would commit the transaction under way."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
+
+
 def _connect_file(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
 
@@ -48,7 +60,7 @@ class Store:
     def __init__(
         self, path: Path, genesis: Genesis, *, connect: Callable[[Path], sqlite3.Connection] = _connect_file
     ) -> None:
-        """Open or make the database of ``genesis``'s network at ``path``; ``connect`` opens it elsewhere than on a disk.
+        """Open or make the database of ``genesis``'s network at ``path``; ``connect`` opens it where no disk is.
 
         Raises `StoreFailed` if the file cannot be opened or written, `StoreCorrupt` if it is no chain database or
         belongs to another network.
@@ -103,7 +115,7 @@ class Store:
     def _take_steps(self, version: int) -> None:
         """Bring the schema from ``version`` to ours, within the transaction under way."""
         for step in SCHEMA_STEPS[version:]:
-            for statement in files("moed.daemon").joinpath(step).read_text().split(";"):
+            for statement in _statements(files("moed.daemon").joinpath(step).read_text()):
                 self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -253,6 +265,15 @@ class Store:
             rows = self._db.execute("SELECT key, value FROM state").fetchall()
         return {bytes(key): bytes(value) for key, value in rows}
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads inside see one moment, whatever another process writes; nothing may be written inside."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
     def close(self) -> None:
         self._db.close()
 
@@ -299,16 +320,19 @@ class _Transaction:
 def verify_chain(store: Store) -> Head:
     """Re-execute every block from genesis and compare with what is stored; returns the head that came out.
 
-    Raises `StoreCorrupt` naming the first height at which something differs.
+    Works beside a running daemon: all is read as it stood at one moment. Raises `StoreCorrupt` naming the first
+    height at which something differs.
     """
     head = Head.at_genesis(store.genesis)
-    for block, commit in store.blocks():
-        try:
-            executed = head.execute(block)
-            head.check_final(block, commit)
-        except RuleBroken as error:
-            raise StoreCorrupt(f"block {head.height + 1} in {store.path} breaks a rule: {error}", _REMEDY) from error
-        head.advance(executed, commit)
-    if head.state.encoded() != store.stored_state():
-        raise StoreCorrupt(f"the state in {store.path} is not what its {head.height} blocks give", _REMEDY)
+    with store.snapshot():
+        for block, commit in store.blocks():
+            try:
+                executed = head.execute(block)
+                head.check_final(block, commit)
+            except RuleBroken as error:
+                height = head.height + 1
+                raise StoreCorrupt(f"block {height} in {store.path} breaks a rule: {error}", _REMEDY) from error
+            head.advance(executed, commit)
+        if head.state.encoded() != store.stored_state():
+            raise StoreCorrupt(f"the state in {store.path} is not what its {head.height} blocks give", _REMEDY)
     return head

@@ -44,7 +44,8 @@ IDLE_S = 0.5
 """Pause while no miner is there to ask."""
 HELD_OUT_ROWS = 24
 """Rows of each domain in the held-out comparison."""
-MAX_COMPLETION_BYTES = 1_024
+MAX_PEERS_COMPLETIONS = 4
+"""Completions that we make for other nodes at the same time: each costs two calls for every byte."""
 REPORT_EVERY = 20
 """Batches between two lines in the log about how the gate is doing."""
 
@@ -86,6 +87,7 @@ class Validator:
         self._brain_is_free = trio.Lock()
         self._miners: dict[int, Candidate] = {}
         self._writer = WeightsWriter(chain, public_key)
+        self._completing: set[NodeId] = set()
         self.batches = 0
         self.loss_bits: float | None = None
 
@@ -275,8 +277,18 @@ class Validator:
             yield {"text": decoder.decode(bytes([byte]), final=completion.done), "experts": _by_text(mixed.weights)}
 
     async def _serve_completion(self, call: Call) -> Reply:
-        """A completion for a peer that has no gate of its own."""
+        """A completion for a peer that has no gate of its own; one at a time for each, a few for all."""
         request = convert_record(call.body, CompletionRequest)
+        asker = call.peer.node_id
+        if asker in self._completing or len(self._completing) >= MAX_PEERS_COMPLETIONS:
+            raise Refused("busy", "a completion is under way; ask again when it is done")
+        self._completing.add(asker)
+        try:
+            return await self._complete_for_peer(request)
+        finally:
+            self._completing.discard(asker)
+
+    async def _complete_for_peer(self, request: CompletionRequest) -> Reply:
         answer = self.complete(
             request.prompt, max_bytes=request.max_bytes, temperature=request.temperature, seed=request.seed
         )

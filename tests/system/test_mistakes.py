@@ -11,6 +11,7 @@ import pytest
 
 from moed.daemon.devnet import free_ports
 from moed.daemon.home import Home
+from moed.daemon.store import Store
 from support.daemons import make_network, run_moed
 
 
@@ -71,8 +72,7 @@ def test_a_mistake_is_named_with_its_remedy(name: str, tmp_path: Path) -> None:
     mistake, code, words = CASES[name]
     (daemon,) = make_network(tmp_path / "network", (1,))
     home = daemon.home
-    started = run_moed("chain", "verify", "--home", str(home.folder))  # makes the database of the right network
-    assert started.returncode == 0, started.stderr
+    Store(home.database, home.load_genesis()).close()  # the database of the right network
     mistake(home)
     done = run_moed("run", "--home", str(home.folder))
     complaint = [line for line in done.stderr.splitlines() if line.startswith("moed: ")]
@@ -96,6 +96,15 @@ def test_a_taken_port_is_named(kind: socket.SocketKind, tmp_path: Path) -> None:
     assert f"{daemon.port}" in done.stderr
     assert "taken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_verifying_nothing_says_so(tmp_path: Path) -> None:
+    """A home whose node never ran has no chain, and looking for it makes none."""
+    (daemon,) = make_network(tmp_path, (1,))
+    done = run_moed("chain", "verify", "--home", str(daemon.home.folder))
+    assert done.returncode == 1
+    assert "no chain" in done.stderr
+    assert not daemon.home.database.exists()
 
 
 def test_joining_needs_the_genesis(tmp_path: Path) -> None:
