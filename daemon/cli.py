@@ -11,13 +11,16 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 
 from moed import __version__
 
 from .errors import EXIT_USAGE, ConfigError, NodeError
+
+if TYPE_CHECKING:
+    from .tables import Table
 
 P = ParamSpec("P")
 HOME = click.Path(file_okay=False, path_type=Path)
@@ -37,6 +40,15 @@ def plain_errors(verb: Callable[P, None]) -> Callable[P, None]:
             sys.exit(error.exit_code)
 
     return run
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON object to a file. Raises `ConfigError` if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "give a path that can be written") from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -144,6 +156,73 @@ def run_epoch(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(outcome.plain()))
     else:
         tables.show(outcome.tables())
+
+
+@moed.group()
+def experiment() -> None:
+    """Play attacks against consensus and see how far it holds."""
+
+
+def experiment_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """The options that every experiment has."""
+    for option in (
+        click.option("--seeds", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many draws."),
+        click.option("--json", "json_file", type=FILE, help="Write the numbers as one JSON object to this file."),
+        click.option("--png", "png_file", type=FILE, help="Draw them into this file; needs the extra `plots`."),
+    ):
+        verb = option(verb)
+    return verb
+
+
+@experiment.command()
+@experiment_options
+@click.option("--line-seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Draws for each line.")
+@plain_errors
+def collusion(seeds: int, line_seeds: int, json_file: Path | None, png_file: Path | None) -> None:
+    """A cabal ranks its own miners: how much useful work keeps an honest majority its stake.
+
+    \b
+    moed experiment collusion --json collusion.json --png collusion.png
+    """
+    from . import experiment_plots, experiments
+
+    if png_file is not None:
+        experiment_plots.check_plots()
+    found = experiments.collusion(seeds=seeds, line_seeds=line_seeds, say=_to_stderr)
+    _show_experiment(found, experiments.collusion_tables(found), json_file)
+    if png_file is not None:
+        experiment_plots.plot_collusion(found, png_file)
+
+
+@experiment.command("weight-copy")
+@experiment_options
+@plain_errors
+def weight_copy(seeds: int, json_file: Path | None, png_file: Path | None) -> None:
+    """A validator copies others' weights: what it earns where they are open, and where they are hidden first.
+
+    \b
+    moed experiment weight-copy --json weight-copy.json --png weight-copy.png
+    """
+    from . import experiment_plots, experiments
+
+    if png_file is not None:
+        experiment_plots.check_plots()
+    found = experiments.weight_copy(seeds=seeds, say=_to_stderr)
+    _show_experiment(found, experiments.weight_copy_tables(found), json_file)
+    if png_file is not None:
+        experiment_plots.plot_weight_copy(found, png_file)
+
+
+def _to_stderr(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _show_experiment(found: dict[str, Any], shown: list[Table], json_file: Path | None) -> None:
+    from . import tables
+
+    tables.show(shown)
+    if json_file is not None:
+        write_json(json_file, found)
 
 
 @moed.group()
