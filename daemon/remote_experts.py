@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
 from moed.protocol.codec import RecordT, convert_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.experts import BACKWARD, FORWARD, INFO, InfoAnswer, Load
-from moed.protocol.tensors import Array, Codec
+from moed.protocol.tensors import Codec
 
 from .network.calls import Reply
 from .network.errors import CallError, DeadlineExceeded, PeerLost, RemoteRefusal
 from .network.peers import Peer
+
+if TYPE_CHECKING:
+    from moed.protocol.tensors import Array
 
 # Refusals that another place, or the same one later, would not repeat.
 _ELSEWHERE = frozenset({"queue_full", "stopping", "busy", "unknown_expert", "expert_failed", "unknown_method"})

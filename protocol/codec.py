@@ -8,6 +8,7 @@ expressions. Map keys are text only, so cbor2's canonical order and RFC 8949 sec
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -21,6 +22,11 @@ MAX_RECORD_BYTES = 1 << 20
 
 UINT, NEGATIVE, BYTES, TEXT, ARRAY, MAP, TAG, SIMPLE = range(8)  # major types of RFC 8949, section 3.1
 _FLOAT_BYTES = {25: 2, 26: 4, 27: 8}
+_NAN = b"\xf9\x7e\x00"
+_HALF, _SINGLE, _DOUBLE = struct.Struct(">e"), struct.Struct(">f"), struct.Struct(">d")
+# by the bytes of the whole item, its head's one among them
+_FLOATS = {3: _HALF, 5: _SINGLE, 9: _DOUBLE}
+_SHORTER: dict[int, tuple[struct.Struct, ...]] = {3: (), 5: (_HALF,), 9: (_HALF, _SINGLE)}
 _PLAIN_SIMPLE = (20, 21, 22)  # false, true, null
 
 
@@ -63,43 +69,72 @@ def write_head(major: int, argument: int) -> bytes:
 def check_item(data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tags: Collection[int] = ()) -> int:
     """Walk the one CBOR item at ``at`` without decoding it; returns the offset after it.
 
-    Raises `Malformed` for anything outside our subset. Time and memory are linear in the bytes present: a
-    length that lies beyond the data is refused at its head.
+    Raises `Malformed` for anything outside our subset, and for anything that is not in its one deterministic form:
+    longer heads or floats than needed, keys out of order or twice. Whether text is UTF-8 shows only when it is decoded.
+    Time and memory are linear in the bytes present: a length that lies beyond the data is refused at its head.
     """
-    # Each entry counts the items still to come at that depth; a map counts two for each pair.
-    pending = [1]
-    expects_key = [False]
-    while pending:
-        if pending[-1] == 0:
-            pending.pop()
-            expects_key.pop()
-            continue
-        if len(pending) > max_depth:
+    # One walk for every message, so the commonest head, of one byte, is read in place.
+    size = len(data)
+    left, is_map = 1, False  # items still to come in this container; a map counts two for each pair
+    last_key: bytes | None = None
+    outer: list[tuple[int, bool, bytes | None]] = []
+    while True:
+        while left == 0:
+            if not outer:
+                return at
+            left, is_map, last_key = outer.pop()
+        if len(outer) >= max_depth:
             raise Malformed(f"CBOR item nested deeper than {max_depth}")
-        pending[-1] -= 1
-        is_key = expects_key[-1] and pending[-1] % 2 == 1
-        first = data[at] if at < len(data) else 0
-        major, argument, at = read_head(data, at)
+        start = at
+        if at < size and data[at] & 0x1F < 24:
+            major, argument, at = data[at] >> 5, data[at] & 0x1F, at + 1
+        else:
+            major, argument, at = read_head(data, at)
+        is_key = is_map and left % 2 == 0
+        left -= 1
         if is_key and major != TEXT:
             raise Malformed("CBOR map key is not text")
         if major in (BYTES, TEXT):
-            if argument > len(data) - at:
+            if argument > size - at:
                 raise Malformed("CBOR string is longer than its message")
             at += argument
+            if is_key:
+                key = bytes(data[start:at])
+                # RFC 8949, section 4.2.3; of text keys alone also section 4.2.1, since the head tells the length
+                if last_key is not None and (len(key), key) <= (len(last_key), last_key):
+                    raise Malformed("CBOR map keys are not in order, or one is there twice")
+                last_key = key
         elif major in (ARRAY, MAP):
             count = argument * 2 if major == MAP else argument
-            if count > len(data) - at:
+            if count > size - at:
                 raise Malformed("CBOR container has more items than its message has bytes")
-            pending.append(count)
-            expects_key.append(major == MAP)
+            outer.append((left, is_map, last_key))
+            left, is_map, last_key = count, major == MAP, None
         elif major == TAG:
             if argument not in tags:
                 raise Malformed(f"CBOR tag {argument} is not allowed here")
-            pending.append(1)
-            expects_key.append(False)
-        elif major == SIMPLE and first & 0x1F not in _FLOAT_BYTES and argument not in _PLAIN_SIMPLE:
-            raise Malformed(f"CBOR simple value {argument} is not allowed here")
-    return at
+            outer.append((left, is_map, last_key))
+            left, is_map, last_key = 1, False, None
+        elif major == SIMPLE:
+            if data[start] & 0x1F in _FLOAT_BYTES:
+                _check_float(data[start:at])
+            elif argument not in _PLAIN_SIMPLE:
+                raise Malformed(f"CBOR simple value {argument} is not allowed here")
+
+
+def _check_float(item: memoryview) -> None:
+    """Raise `Malformed` unless the float takes the fewest bytes that hold it exactly, and NaN is the one half NaN."""
+    value = _FLOATS[len(item)].unpack_from(item, 1)[0]
+    if value != value:  # not a number
+        if bytes(item) != _NAN:
+            raise Malformed("CBOR float is not the one form of NaN")
+        return
+    for shorter in _SHORTER[len(item)]:
+        try:
+            if shorter.unpack(shorter.pack(value))[0] == value:
+                raise Malformed("CBOR float is not in its shortest form")
+        except OverflowError:
+            pass  # beyond that format
 
 
 def encode(value: Any) -> bytes:
@@ -131,9 +166,6 @@ def decode_item(data: memoryview, at: int, *, max_bytes: int = MAX_RECORD_BYTES)
         value = cbor2.loads(view)
     except (cbor2.CBORDecodeError, UnicodeDecodeError) as error:
         raise Malformed(f"CBOR item does not decode: {error}") from error
-    # Repeated keys collapse and unsorted keys reorder, so only re-encoding shows them.
-    if encode(value) != view:
-        raise Malformed("CBOR item is not in its one deterministic form")
     return value, end
 
 

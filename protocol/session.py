@@ -225,6 +225,11 @@ class Session:
         """Whether any message of ours is not wholly sent."""
         return self._outbox is not None and self._outbox.has_unsent
 
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `data_to_send` may give something, or an event, now."""
+        return bool(self._control or self._events or self._handshake_out or self.has_unsent)
+
     def reset(self, stream: int, code: ResetCode) -> None:
         """End a stream: our request that we no longer want answered, or the peer's that we do not answer."""
         if self._outbox is None or self._error is not None:

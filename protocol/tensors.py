@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,11 +144,17 @@ class WireTensor:
 
     def head(self) -> bytes:
         """Everything of the item before ``payload``, which ends it."""
+        if self.codec is not Codec.INT8_BLOCK:
+            return _head_of(self.dtype, self.shape, self.codec, len(self.payload))
+        return self.write_head(len(self.payload))
+
+    def write_head(self, payload_bytes: int) -> bytes:
+        """The head for a payload of so many bytes."""
         has_tag_40 = bool(self.shape) and self.elements > 0
         parts = [] if self._is_plain(has_tag_40) else self._wrapper_head(has_tag_40)
         if has_tag_40:
             parts += [write_head(TAG, ROW_MAJOR_TAG), write_head(ARRAY, 2), _shape_item(self.shape)]
-        parts += [write_head(TAG, self.values_dtype.tag), write_head(BYTES, len(self.payload))]
+        parts += [write_head(TAG, self.values_dtype.tag), write_head(BYTES, payload_bytes)]
         return b"".join(parts)
 
     def _is_plain(self, has_tag_40: bool) -> bool:
@@ -167,6 +174,12 @@ class WireTensor:
             scales = write_head(TAG, DType.F32.tag) + write_head(BYTES, len(self.scales)) + bytes(self.scales)
             entries.append(_text("scales") + scales)
         return [write_head(MAP, len(entries) + 1), *entries, _text("values")]
+
+
+@lru_cache(maxsize=1024)
+def _head_of(dtype: DType, shape: tuple[int, ...], codec: Codec, payload_bytes: int) -> bytes:
+    """The head of a tensor without scales; callers ask in few shapes, so most were written before."""
+    return WireTensor(dtype, shape, NO_BYTES, codec).write_head(payload_bytes)
 
 
 def wire_tensor(array: Array) -> WireTensor:

@@ -32,6 +32,7 @@ from moed.protocol.session_events import (
 )
 
 from .errors import DialFailed
+from .line import Line
 from .outbound import OutboundCalls
 from .serving import Serving
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 logger = structlog.get_logger()
 
 _RECEIVE_BYTES = 64 << 10  # one read of a stream that is no socket
+_TURNS = 8
+"""Reads or batches sent in a row before other tasks of the node get their turn."""
 
 EndReason = Literal[
     "peer_left", "peer_gone", "protocol_error", "broken", "silent", "handshake_timeout", "evicted", "unwanted",
@@ -92,12 +95,15 @@ class Connection:
         self.heard_goodbye: GoodbyeCode | None = None
         self.end_reason: EndReason | None = None
         self.failure: DialFailed | None = None
-        self.calls = OutboundCalls(session, self.wake)
+        self.calls = OutboundCalls(session, self.wake, self.send_now)
         self._stream = stream
         self._limits = limits
         self._counters = counters
         self._serving = serving(self)
+        self._line = Line(stream) if isinstance(stream, trio.SocketStream) else None
         self._wake = trio.Event()
+        self._is_writer_waiting = False
+        self._may_be_readable = True  # False once a read has emptied the socket
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._unsent: deque[memoryview] = deque()
@@ -138,6 +144,25 @@ class Connection:
     def wake(self) -> None:
         """There may be something to send."""
         self._wake.set()
+
+    def send_now(self) -> None:
+        """Send what is queued from where we are, as far as the socket takes it at once; the writer does the rest.
+
+        Worth it for a message that is alone: it saves the turn of the loop in which the writer would wake up.
+        """
+        if self._line is None or not self._is_writer_waiting or self._wake.is_set() or self._unsent:
+            self.wake()
+            return
+        for buffer in self.session.data_to_send(trio.current_time()):
+            view = memoryview(buffer)
+            try:
+                sent = 0 if self._unsent else self._line.send_nowait(view)
+            except OSError:
+                sent = 0  # the writer meets the same error, and is the one to say so
+            if sent < len(view):
+                self._unsent.append(view[sent:])
+        if self._unsent or self._is_retiring or self.session.wants_to_send:
+            self.wake()
 
     def end(self, reason: EndReason, failure: DialFailed | None = None) -> None:
         """Close the connection for ``reason``; the first one stays."""
@@ -196,25 +221,40 @@ class Connection:
         await self._send(self.session.data_to_send(trio.current_time()))
 
     async def _read(self) -> None:
+        turns = 0
         while self._take_events():
-            self.wake()
+            turns += 1
+            if turns % _TURNS == 0:
+                await trio.lowlevel.checkpoint()
+            # Also when a window opened for what waits; a wake-up for nothing costs each small call a turn of the loop.
+            if self._is_retiring or self.session.wants_to_send:
+                self.wake()
             await self._serving.has_room()
             await self._receive()
 
     async def _receive(self) -> None:
         """Read once into the session. The end of the stream becomes its `Ended` event."""
         try:
-            if isinstance(self._stream, trio.SocketStream):
-                # straight into the machine's own buffer: one copy and one allocation less for every read
-                count = await self._stream.socket.recv_into(self.session.receive_space())
-                if count:
-                    self.session.received(count)
-                else:
-                    self.session.receive_data(b"")
+            if self._line is not None:
+                await self._receive_line(self._line)
             else:
                 self.session.receive_data(await self._stream.receive_some(_RECEIVE_BYTES))
         except _STREAM_ERRORS as error:
             raise _StreamBroken(str(error) or type(error).__name__) from error
+
+    async def _receive_line(self, line: Line) -> None:
+        """Straight into the machine's own buffer: one copy and one allocation less for every read."""
+        if not self._may_be_readable:
+            await line.wait_readable()
+        space = self.session.receive_space()
+        while (count := line.receive_nowait(space)) is None:
+            await line.wait_readable()
+        # a read that did not fill the space emptied the socket
+        self._may_be_readable = count == len(space)
+        if count:
+            self.session.received(count)
+        else:
+            self.session.receive_data(b"")
 
     async def _send(self, buffers: Sequence[Buffer]) -> None:
         self._unsent.extend(memoryview(buffer) for buffer in buffers)
@@ -225,8 +265,11 @@ class Connection:
         try:
             while self._unsent:
                 first = self._unsent[0]
-                if isinstance(self._stream, trio.SocketStream):
-                    sent = await self._stream.socket.send(first)
+                if self._line is not None:
+                    sent = self._line.send_nowait(first)
+                    if sent == 0:
+                        await self._line.wait_writable()
+                        continue
                 else:
                     self._is_cut = True
                     await self._stream.send_all(first)
@@ -241,16 +284,23 @@ class Connection:
             raise _StreamBroken(str(error) or type(error).__name__) from error
 
     async def _write(self) -> None:
+        turns = 0
         while True:
             self._wake = trio.Event()
+            await self._flush()  # what `send_now` left
             while buffers := self.session.data_to_send(trio.current_time()):
                 await self._send(buffers)
+                turns += 1
+                if turns % _TURNS == 0:
+                    await trio.lowlevel.checkpoint()
             if not self._take_events():  # a request that expired in the queue is an event too
                 return
             if self._is_retiring and not self.session.open_streams and not self.session.has_unsent:
                 self.end("duplicate")
                 return
+            self._is_writer_waiting = True
             await self._wake.wait()
+            self._is_writer_waiting = False
 
     async def _keep_alive(self) -> None:
         token = 0
@@ -281,6 +331,9 @@ class Connection:
                     await self._say_goodbye(code)
         # With the scope's time used up `aclose` still closes, at once.
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.goodbye_s):
+            if self._line is not None:
+                self._line.release()
+                self._line = None
             await self._stream.aclose()
 
     async def _say_goodbye(self, code: GoodbyeCode) -> None:

@@ -37,11 +37,13 @@ class _Pending:
 
 
 class OutboundCalls:
-    """The calls and notices that this node makes on one session. ``wake`` tells the writer."""
+    """The calls and notices that this node makes on one session. ``wake`` tells the writer, ``send_now`` does not wait
+    for it."""
 
-    def __init__(self, session: Session, wake: Callable[[], None]) -> None:
+    def __init__(self, session: Session, wake: Callable[[], None], send_now: Callable[[], None]) -> None:
         self._session = session
         self._wake = wake
+        self._send_now = send_now
         self._pending: dict[int, _Pending] = {}
 
     async def call(
@@ -59,7 +61,7 @@ class OutboundCalls:
         """
         stream, pending = self._send(head, tensors, deadline, priority, codec)
         try:
-            with trio.move_on_at(deadline):
+            with trio.CancelScope(deadline=deadline):
                 await pending.done.wait()
         finally:
             del self._pending[stream]
@@ -125,7 +127,11 @@ class OutboundCalls:
         self._require_size(sum(len(buffer) for buffer in buffers), Role.REQUEST)
         stream = self._session.send_request(buffers, priority=priority, deadline_s=deadline)
         pending = self._pending[stream] = _Pending()
-        self._wake()
+        # several at once are better sent together, by the writer
+        if len(self._pending) == 1:
+            self._send_now()
+        else:
+            self._wake()
         return stream, pending
 
     def _require_open(self) -> None:

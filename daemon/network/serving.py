@@ -128,7 +128,10 @@ class Serving:
         finally:
             del self._running[stream]
             self._has_ended.set()
-            self._connection.wake()
+            if self._running:
+                self._connection.wake()  # more answers are coming: the writer sends them together
+            else:
+                self._connection.send_now()
 
     async def _answer(self, message: Message, deadline: float) -> list[Buffer]:
         """The handler's reply, or a refusal, as buffers that the peer takes."""

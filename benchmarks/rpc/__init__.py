@@ -1,0 +1,1 @@
+"""Tensor calls between two processes on loopback, beside hivemind's in the same run."""

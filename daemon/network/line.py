@@ -1,0 +1,57 @@
+"""A TCP socket read and written without a turn of the event loop for each call, which trio's own methods take.
+
+trio yields after every send and receive; that is right for most programs, and here it was three of the five turns that
+a small call took at each end. So the socket is used as it is, non-blocking, and trio is asked only to wait; whoever
+loops yields by `trio.lowlevel.checkpoint` now and then.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from moed.protocol.aead import Buffer
+
+_NOT_SENT_BYTES = 512 << 10
+"""What the kernel may hold that it has not sent: more, and a vote waits behind it; less, and a fast line runs dry."""
+
+
+class Line:
+    """The descriptor of a `trio.SocketStream`, which stays the owner and is closed by its owner."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._owner = stream.socket
+        # a second object on the same descriptor; `release` lets go of it before the owner closes it
+        self._socket = socket.socket(fileno=stream.socket.fileno())
+        self._socket.setblocking(False)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT") and self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
+
+    def send_nowait(self, buffer: Buffer) -> int:
+        """Send what the kernel takes now, perhaps nothing. Raises OSError."""
+        try:
+            return self._socket.send(buffer)
+        except BlockingIOError:
+            return 0
+
+    def receive_nowait(self, space: memoryview) -> int | None:
+        """Read into ``space``: the bytes read, 0 at the stream's end, None if nothing is there. Raises OSError."""
+        try:
+            return self._socket.recv_into(space)
+        except BlockingIOError:
+            return None
+
+    async def wait_writable(self) -> None:
+        """Wait until the kernel takes more."""
+        await trio.lowlevel.wait_writable(self._owner)
+
+    async def wait_readable(self) -> None:
+        """Wait until there is something to read."""
+        await trio.lowlevel.wait_readable(self._owner)
+
+    def release(self) -> None:
+        """Let go of the descriptor; the line can no longer be used."""
+        self._socket.detach()
