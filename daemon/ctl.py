@@ -18,7 +18,7 @@ import click
 
 from moed import __version__
 
-from .errors import EXIT_DONE, EXIT_USAGE, NodeError
+from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
 from .places import find_socket
 
 if TYPE_CHECKING:
@@ -141,6 +141,51 @@ def reward(target: Target, uid: int, epoch: int | None, as_json: bool) -> None:
 def chain(target: Target, start: int | None, limit: int, as_json: bool) -> None:
     """The head of the state chain and its blocks."""
     _emit(target.client().get("/v1/chain", {"start": start, "limit": limit}), as_json, "chain")
+
+
+@moectl.group(epilog="Example: moectl dht table")
+def dht() -> None:
+    """Discovery: what the network keeps, whom this node knows, and how a look-up goes."""
+
+
+@dht.command(epilog="Example: moectl dht get topic:here")
+@click.argument("key")
+@_json_option
+@click.pass_obj
+def get(target: Target, key: str, as_json: bool) -> None:
+    """Records under KEY, asked of the network now: peer:NODE_ID, topic:NAME or 40 hexadecimal digits."""
+    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/get", {"key": key}), as_json, "dht_get")
+
+
+@dht.command(epilog="Example: moectl dht table --json")
+@_json_option
+@click.pass_obj
+def table(target: Target, as_json: bool) -> None:
+    """The routing table, bucket by bucket."""
+    _emit(target.client().get("/v1/dht/table"), as_json, "dht_table")
+
+
+@dht.command(epilog="Example: moectl dht lookup 0123456789abcdef0123456789abcdef01234567")
+@click.argument("node_id", metavar="ID")
+@_json_option
+@click.pass_obj
+def lookup(target: Target, node_id: str, as_json: bool) -> None:
+    """Look for the nodes nearest to ID, and show the path, hop by hop, with times."""
+    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/lookup", {"id": node_id}), as_json, "dht_lookup")
+
+
+@moectl.command(epilog="Example: moectl doctor")
+@_json_option
+@click.pass_obj
+def doctor(target: Target, as_json: bool) -> None:
+    """Ask peers where they see this node and whether they can dial it back, over UDP and TCP.
+
+    Exits with 1 if the node knows nobody or cannot be dialled.
+    """
+    answer = target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/doctor")
+    _emit(answer, as_json, "doctor")
+    if not answer["contacts"] or answer["udp"] is False or answer["tcp"] is False:
+        raise click.exceptions.Exit(EXIT_FAILED)
 
 
 @moectl.command(epilog='Example: moectl complete "The import statement " --max-bytes 64')

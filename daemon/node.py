@@ -17,6 +17,7 @@ from functools import partial
 import structlog
 import trio
 
+from moed.consensus.state import read_account
 from moed.protocol.addresses import Address
 from moed.protocol.identity import Identity, NodeId
 from moed.protocol.queries import Contact
@@ -25,6 +26,7 @@ from moed.protocol.records import PeerRecord
 from .chain import Chain
 from .config import Config
 from .control.server import ControlServer
+from .dht_view import DhtView
 from .discovery import Discovery
 from .errors import NodeError, PortTaken
 from .home import Home
@@ -34,6 +36,7 @@ from .log_ring import LogRing
 from .logs import configure_logging
 from .network.dht import Dht
 from .network.peers import Peers
+from .network.reach import Reach
 from .notify import Notifier
 from .roles import Role, Surroundings, take_role
 from .signer import Signer
@@ -108,7 +111,12 @@ class Node:
         remembered = [
             Contact(NodeId(node_id), host, port, float(seen)) for node_id, host, port, seen in store.remembered_peers()
         ]
-        dht = Dht(self._identity, network_id, remembered=remembered)
+        dht = Dht(
+            self._identity,
+            network_id,
+            remembered=remembered,
+            is_registered=lambda key: read_account(chain.head.state, key).uid is not None,
+        )
         peers = Peers(
             self._identity,
             network_id,
@@ -116,10 +124,13 @@ class Node:
             on_connected=chain.greet,
             on_disconnected=lambda peer: chain.forget(peer.node_id),
         )
+        reach = self._reach = Reach(dht, peers, self._identity.node_id, network_id, self.config.node.port)
+        peers.add_handlers(reach.handlers)
         discovery = Discovery(dht, peers, self._identity.node_id)
         role = take_role(Surroundings(self.config, self._identity, chain, peers, discovery))
         gc.freeze()  # what was imported lives as long as the process; collections need not look at it again
         peers.add_handlers(role.handlers)
+        describe = partial(self._describe, chain, role)
         view = NodeView(
             identity=self._identity,
             role=self.config.node.role,
@@ -129,7 +140,8 @@ class Node:
             discovery=discovery,
             mixture=role.mixture,
             stop=self.stop,
-            describe=partial(self._describe, chain, role),
+            describe=describe,
+            dht=DhtView(dht, peers, reach, describe),
             work=role.work,
         )
         discovery.describe = view.describe
@@ -148,6 +160,7 @@ class Node:
                         work.start_soon(forever, name, service)
                     await self._join(dht)
                     work.start_soon(forever, "discovery", discovery.run)
+                    work.start_soon(forever, "reach", reach.run)
                     doors.start_soon(forever, "watchdog", self._notifier.feed_watchdog)
                     if not self._stopping.is_set():
                         view.is_ready = True
@@ -180,7 +193,10 @@ class Node:
         if chain.is_validator:
             roles.append("signer")
         record = PeerRecord(
-            owner=self._identity.public_key, addresses=tuple(str(one) for one in self._addresses()), roles=tuple(roles)
+            owner=self._identity.public_key,
+            addresses=tuple(str(one) for one in self._addresses()),
+            roles=tuple(roles),
+            is_client=self._reach.known.is_client,
         )
         return role.describe(record)
 
@@ -191,7 +207,11 @@ class Node:
         elif node.listen not in ("0.0.0.0", "::"):  # noqa: S104  # compared with, not bound to
             yield Address(node.listen, node.port)
         else:
-            yield Address(_own_address(self.config.bootstrap), node.port)
+            own = _own_address(self.config.bootstrap)
+            external = self._reach.known.external_host
+            if external is not None and external != own:
+                yield Address(external, node.port)
+            yield Address(own, node.port)
 
     @contextmanager
     def _bind(self) -> Iterator[tuple[trio.SocketListener, trio.socket.SocketType]]:

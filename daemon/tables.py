@@ -304,6 +304,87 @@ def chain_parts(chain: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     return [facts, Table("Blocks", (">height", "time", "proposer", ">txs", "hash", "state root"), rows)]
 
 
+def dht_get_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/dht/get."""
+    rows = [
+        [
+            record["kind"],
+            short(record["node_id"]),
+            "left" if record["withdrawn"] else ", ".join(record.get("addresses", ())) or record.get("topic", "-"),
+            ", ".join(record.get("roles", ())) or "-",
+            str(record["sequence"]),
+            time.strftime("%H:%M:%S", time.localtime(record["expires_at_s"])),
+        ]
+        for record in found["records"]
+    ]
+    facts = {
+        "key": found["key"],
+        "answered by": f"{found['answered_by']} of {found['asked']} nodes asked",
+        "took": f"{found['took_ms']:.1f} ms",
+    }
+    heads = ("kind", "node", "where", "roles", ">sequence", "expires")
+    return [facts, Table(_counted(len(rows), "record"), heads, rows)]
+
+
+def dht_table_parts(table: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/dht/table."""
+    rows = [
+        [
+            str(bucket["depth"]),
+            short(contact["node_id"]),
+            f"{contact['host']}:{contact['port']}",
+            "-" if contact["round_trip_ms"] is None else f"{contact['round_trip_ms']:.1f} ms",
+            str(contact["unanswered"]),
+        ]
+        for bucket in table["buckets"]
+        for contact in bucket["contacts"]
+    ]
+    dropped = {f"dropped {reason}": str(count) for reason, count in sorted(table["dropped"].items())}
+    facts = {"contacts": str(table["contacts"]), "buckets": str(len(table["buckets"])), **dropped}
+    heads = (">shared bits", "node", "address", ">round trip", ">unanswered")
+    return [facts, Table(_counted(len(rows), "contact"), heads, rows)]
+
+
+def dht_lookup_parts(lookup: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/dht/lookup."""
+    steps = [
+        [
+            str(step["hop"]),
+            short(step["node_id"]),
+            f"{step['host']}:{step['port']}",
+            f"{step['asked_ms']:.1f} ms",
+            f"{step['took_ms']:.1f} ms",
+            step["outcome"],
+            str(step["named"]),
+        ]
+        for step in sorted(lookup["steps"], key=lambda step: (step["hop"], step["asked_ms"]))
+    ]
+    nearest = [[each["node_id"], f"{each['host']}:{each['port']}"] for each in lookup["nearest"]]
+    heads = (">hop", "node", "address", ">asked at", ">took", "answer", ">named")
+    return [
+        {"target": lookup["target"], "took": f"{lookup['took_ms']:.1f} ms"},
+        Table(_counted(len(steps), "question"), heads, steps),
+        Table("Nearest nodes", ("node", "address"), nearest),
+    ]
+
+
+def doctor_parts(health: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """POST /v1/doctor."""
+    words = {True: "peers can dial this node", False: "peers CANNOT dial this node", None: "nobody could be asked"}
+    return [
+        {
+            "DHT contacts": str(health["contacts"]),
+            "sessions": str(health["sessions"]),
+            "advertised": ", ".join(health["advertised"]) or "-",
+            "seen from outside as": f"{health['external_host'] or '-'} ({_counted(health['host_votes'], 'vote')})",
+            "UDP": words[health["udp"]],
+            "TCP": words[health["tcp"]],
+            "asked": _counted(health["dial_votes"], "peer"),
+            "takes part as": "client" if health["is_client"] else "full node",
+        }
+    ]
+
+
 def losses_parts(losses: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     """POST /v1/losses; lower is better."""
     names = {"mixture": "mixture", "best_single": "best single expert", "uniform_average": "uniform average"}

@@ -22,6 +22,7 @@ from moed.protocol.records import PeerRecord
 
 from .chain import Chain
 from .control.api import ControlRefused
+from .dht_view import DhtView
 from .discovery import Discovery
 from .network.peers import Peers
 from .reward_answer import reward_answer
@@ -56,6 +57,7 @@ class NodeView:
         mixture: Mixture,
         stop: Callable[[], None],
         describe: Callable[[], PeerRecord],
+        dht: DhtView,
         work: Callable[[], Mapping[str, Mapping[str, Any]]],
     ) -> None:
         self._identity = identity
@@ -67,6 +69,7 @@ class NodeView:
         self._mixture = mixture
         self._stop = stop
         self.describe = describe
+        self._dht = dht
         self._work = work
         self._started = time.monotonic()
         self.is_ready = False
@@ -235,6 +238,18 @@ class NodeView:
 
     async def losses(self) -> dict[str, Any]:
         return await self._mixture.losses()
+
+    async def dht_get(self, key: str) -> dict[str, Any]:
+        return await self._dht.get(key)
+
+    async def dht_table(self) -> dict[str, Any]:
+        return self._dht.table()
+
+    async def dht_lookup(self, target: str) -> dict[str, Any]:
+        return await self._dht.lookup(target)
+
+    async def doctor(self) -> dict[str, Any]:
+        return await self._dht.doctor()
 
     def _known(self, node_id: NodeId) -> Any:
         return self._discovery.directory.get(node_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -33,8 +33,9 @@ class RecordStore:
     """Signed records by key and owner, bounded per topic, per owner and in all.
 
     When full, the keys farthest from this node's id go first: others are nearer to them and keep them. When a
-    topic is full, the owners with the smallest hash under this node's ``salt`` stay, a uniform sample that an
-    owner can neither predict nor aim at, and another one on every node.
+    topic is full, owners that are preferred (registered: they paid for their place) stay before others, and among
+    alike the ones with the smallest hash under this node's ``salt``, a uniform sample that an owner can neither
+    predict nor aim at, and another one on every node.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class RecordStore:
         node_id: bytes,
         *,
         salt: bytes,
+        is_preferred: Callable[[bytes], bool] = lambda owner: False,
         max_owners_per_topic: int = 64,
         max_bytes_per_owner: int = 16 * 1024,
         max_bytes: int = 4 * 1024 * 1024,
@@ -50,6 +52,7 @@ class RecordStore:
         self._network_id = network_id
         self._own_distance_base = int.from_bytes(node_id, "big")
         self._salt = salt
+        self._is_preferred = is_preferred
         self._max_owners_per_topic = max_owners_per_topic
         self._max_bytes_per_owner = max_bytes_per_owner
         self._max_bytes = max_bytes
@@ -175,8 +178,9 @@ class RecordStore:
     def _distance(self, key: bytes) -> int:
         return int.from_bytes(key, "big") ^ self._own_distance_base
 
-    def _draw(self, owner: bytes) -> bytes:
-        return blake2b(owner, digest_size=16, key=self._salt).digest()
+    def _draw(self, owner: bytes) -> tuple[bool, bytes]:
+        """Smaller stays longer."""
+        return not self._is_preferred(owner), blake2b(owner, digest_size=16, key=self._salt).digest()
 
     def _insert(self, key: bytes, owner: bytes, new: _Kept) -> None:
         if key not in self._sets:

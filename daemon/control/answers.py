@@ -66,6 +66,18 @@ class CompleteQuestion(_Question, frozen=True, kw_only=True):
     stream: bool = False
 
 
+class DhtGetQuestion(_Question, frozen=True, kw_only=True):
+    """Which records: ``peer:NODE_ID``, ``topic:NAME``, or 40 hexadecimal digits of the key itself."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=80)]
+
+
+class DhtLookupQuestion(_Question, frozen=True, kw_only=True):
+    """Which id to find the nearest nodes of: 40 hexadecimal digits."""
+
+    id: Annotated[str, Meta(min_length=40, max_length=40)]
+
+
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Base of answers: more fields may come in later versions."""
 
@@ -227,6 +239,61 @@ class LogsAnswer(_Answer, frozen=True, kw_only=True):
     lines: list[dict[str, Any]]
     dropped: int
     last: int
+
+
+class DhtGetAnswer(_Answer, frozen=True, kw_only=True):
+    """The newest valid record of each owner, how many nodes had one, and how many were asked."""
+
+    key: Hex
+    records: list[dict[str, Any]]
+    answered_by: int
+    asked: int
+    took_ms: float
+
+
+class DhtTableAnswer(_Answer, frozen=True, kw_only=True):
+    """The routing table in buckets, and datagrams that were dropped, by reason."""
+
+    contacts: int
+    buckets: list[dict[str, Any]]
+    dropped: dict[str, int]
+
+
+class DhtStep(_Answer, frozen=True, kw_only=True):
+    """One question of a look-up: to whom, when, how long the answer took, how many nodes it named."""
+
+    node_id: Hex
+    host: str
+    port: int
+    path: int
+    hop: int
+    asked_ms: float
+    took_ms: float
+    outcome: Literal["value", "nodes", "silent"]
+    named: int
+
+
+class DhtLookupAnswer(_Answer, frozen=True, kw_only=True):
+    """The way to an id, in the order in which answers came, and the nearest nodes found."""
+
+    target: Hex
+    steps: list[DhtStep]
+    nearest: list[dict[str, Any]]
+    took_ms: float
+
+
+class DoctorAnswer(_Answer, frozen=True, kw_only=True):
+    """How others reach this node; ``udp`` and ``tcp`` are null where nobody could be asked."""
+
+    contacts: int
+    sessions: int
+    advertised: list[str]
+    external_host: str | None
+    host_votes: int
+    udp: bool | None
+    tcp: bool | None
+    dial_votes: int
+    is_client: bool
 
 
 class StopAnswer(_Answer, frozen=True, kw_only=True):

@@ -58,6 +58,14 @@ class ControlPlane(Protocol):
 
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]: ...
 
+    async def dht_get(self, key: str) -> dict[str, Any]: ...
+
+    async def dht_table(self) -> dict[str, Any]: ...
+
+    async def dht_lookup(self, target: str) -> dict[str, Any]: ...
+
+    async def doctor(self) -> dict[str, Any]: ...
+
     def complete(
         self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
     ) -> AsyncIterator[dict[str, Any]]:
@@ -181,6 +189,24 @@ async def _chain(services: Services, ask: Ask) -> Answer:
     return json_body(await services.plane.chain(start=question.start, limit=question.limit))
 
 
+async def _dht_get(services: Services, ask: Ask) -> Answer:
+    question: answers.DhtGetQuestion = ask.question
+    return json_body(await services.plane.dht_get(question.key))
+
+
+async def _dht_table(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.dht_table())
+
+
+async def _dht_lookup(services: Services, ask: Ask) -> Answer:
+    question: answers.DhtLookupQuestion = ask.question
+    return json_body(await services.plane.dht_lookup(question.id))
+
+
+async def _doctor(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.doctor())
+
+
 async def _losses(services: Services, _ask: Ask) -> Answer:
     return json_body(await services.plane.losses())
 
@@ -289,6 +315,19 @@ _TABLE = (
         answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
     ),
     Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
+    Route(
+        "GET", "/v1/dht/get", "Records that the network keeps under a key", _dht_get,
+        answers.DhtGetAnswer, answers.DhtGetQuestion, is_heavy=True,
+    ),
+    Route("GET", "/v1/dht/table", "The routing table, bucket by bucket", _dht_table, answers.DhtTableAnswer),
+    Route(
+        "GET", "/v1/dht/lookup", "The way to an id, question by question", _dht_lookup,
+        answers.DhtLookupAnswer, answers.DhtLookupQuestion, is_heavy=True,
+    ),
+    Route(
+        "POST", "/v1/doctor", "Ask peers where they see this node and to dial it back", _doctor,
+        answers.DoctorAnswer, is_heavy=True,
+    ),
     Route(
         "POST", "/v1/complete", "Continue a text through the mixture of experts", _complete,
         answers.CompleteAnswer, answers.CompleteQuestion, is_heavy=True, has_events=True,

@@ -90,7 +90,8 @@ class Dht:
     one clock only. ``remembered`` are contacts of an earlier life, tried beside the bootstraps; the caller stores
     `contacts` for the next one. ``resolve`` turns a host name into numeric addresses. A record is stored on the
     ``replicas`` nodes nearest to its key (all k if not given), and a search for it ends when more than half as many
-    nodes have answered with a valid one: so a minority of them cannot pass off an old record as the newest.
+    nodes have answered with a valid one: so a minority of them cannot pass off an old record as the newest. Owners
+    that are ``is_registered`` (by public key) stay longest in a set that is full.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Dht:
         randomness: Callable[[int], bytes] = os.urandom,
         resolve: Resolve | None = None,
         remembered: Sequence[Contact] = (),
+        is_registered: Callable[[bytes], bool] = lambda key: False,
         k: int = 20,
         replicas: int | None = None,
         alpha: int = 3,
@@ -119,7 +121,7 @@ class Dht:
         self._record_ttl_s = record_ttl_s
         self._republish_s = republish_s
         self._rng = random.Random(randomness(16))  # noqa: S311  # draws ids to refresh buckets with, no secret
-        self._records = RecordStore(network_id, identity.node_id, salt=randomness(16))
+        self._records = RecordStore(network_id, identity.node_id, salt=randomness(16), is_preferred=is_registered)
         self._newcomers = Newcomers(now_s)
         self._protocol = AuthenticatedProtocol(
             identity,

@@ -22,6 +22,7 @@ from moed.daemon.client import Client
 from moed.daemon.control.api import ROUTES, Route
 from moed.daemon.errors import DaemonUnreachable
 from support.control_plane import daemon_thread
+from support.dht_nodes import identity
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ENVIRONMENT = {
@@ -55,8 +56,12 @@ VERBS: dict[str, tuple[str, ...]] = {
     "complete": ("The import sta", "--max-bytes", "4"),
     "losses": (),
     "reward": ("2",),
+    "get": ("peer:" + identity(1).node_id.hex(),),
+    "table": (),
+    "lookup": (identity(1).node_id.hex(),),
+    "doctor": (),
 }
-GROUPS = {"reward": ("why",)}
+GROUPS = {"reward": ("why",), "get": ("dht",), "table": ("dht",), "lookup": ("dht",)}
 """Verbs that stand under another one."""
 
 
@@ -78,6 +83,10 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
         ("rankings", ["Miners after epoch 0 (height 5)", "BY 0", "Validators", "%"]),
         ("chain", ["height      5", "HEIGHT", "TXS"]),
         ("losses", ["BITS PER BYTE", "best single expert"]),
+        ("get", ["1 record", "answered by  1 of 1 nodes asked", "miner"]),
+        ("table", ["contacts  1", "SHARED BITS", "127.0.0.1:"]),
+        ("lookup", ["HOP", "ANSWER", "127.0.0.1:", "Nearest nodes"]),
+        ("doctor", ["DHT contacts          1", "nobody could be asked", "full node"]),
         ("reward", ["uid 2 in epoch 1 (height 100)", "Rated by", "PAYMENT WITHOUT", "75.0 %"]),
     ],
 )  # fmt: skip
@@ -112,7 +121,7 @@ def test_logs_are_lines_for_people_or_programs(home: Path) -> None:
 def test_followed_logs_come_as_they_happen_and_end_with_the_daemon(tmp_path: Path) -> None:
     """A line logged later is printed at once; when the daemon stops the command ends with 0."""
     with daemon_thread(tmp_path / "moed.sock"):
-        command = [sys.executable, "-m", "moed.daemon.ctl", "--home", str(tmp_path), "logs", "-f"]
+        command = [sys.executable, "-m", "moed.daemon.ctl", "--home", str(tmp_path), "logs", "-f", "-n", "1"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as follower:
             assert follower.stdout is not None
             assert "node.ready" in follower.stdout.readline()

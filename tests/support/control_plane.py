@@ -29,11 +29,16 @@ from moed.consensus.transition import Head
 from moed.daemon.control.api import ControlRefused
 from moed.daemon.control.credentials import AccessRules
 from moed.daemon.control.server import ControlServer
+from moed.daemon.dht_view import DhtView
 from moed.daemon.logs import Logs, configure_logging
+from moed.daemon.network.peers import Peers
+from moed.daemon.network.reach import Reach
 from moed.daemon.reward_answer import reward_answer
 from moed.protocol.identity import node_id_of
+from moed.protocol.records import PeerRecord
 
 from .chains import grow, key, make_genesis, signed
+from .dht_nodes import NETWORK_ID, LoopbackNode, loopback_nodes
 from .epochs import two_validators_two_miners
 
 ORDER = 3
@@ -62,7 +67,9 @@ class LetterModel:
 
 
 class SmallNode:
-    """A `ControlPlane` over five blocks of a two-validator chain and two models."""
+    """A `ControlPlane` over five blocks of a two-validator chain, two models, and a DHT of two nodes."""
+
+    discovery: DhtView
 
     def __init__(self, logs: Logs) -> None:
         self.logs = logs
@@ -153,6 +160,18 @@ class SmallNode:
             raise ControlRefused(404, "unknown_epoch", "there was one epoch of four uids", "ask for that")
         return reward_answer(1, explain_reward(two_validators_two_miners(), uid))
 
+    async def dht_get(self, key: str) -> dict[str, Any]:
+        return await self.discovery.get(key)
+
+    async def dht_table(self) -> dict[str, Any]:
+        return self.discovery.table()
+
+    async def dht_lookup(self, target: str) -> dict[str, Any]:
+        return await self.discovery.lookup(target)
+
+    async def doctor(self) -> dict[str, Any]:
+        return await self.discovery.doctor()
+
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]:
         first = max(self.head.height - limit + 1, 1) if start is None else max(start, 1)
         chosen = [block for block in self.blocks if block.height >= first][:limit]
@@ -211,6 +230,21 @@ class SmallNode:
         return sum(bits) / len(bits)
 
 
+async def small_discovery(nodes: list[LoopbackNode], nursery: trio.Nursery) -> DhtView:
+    """What the first of two DHT nodes shows, once both have published; it has no sessions."""
+    for node in nodes:
+        await node.dht.publish_peer(describe(node))
+    first = nodes[0]
+    peers = Peers(first.identity, NETWORK_ID)
+    await nursery.start(peers.run, [])
+    reach = Reach(first.dht, peers, first.identity.node_id, NETWORK_ID, first.address[1])
+    return DhtView(first.dht, peers, reach, lambda: describe(first))
+
+
+def describe(node: LoopbackNode) -> PeerRecord:
+    return PeerRecord(addresses=(f"127.0.0.1:{node.address[1]}",), roles=("miner",))
+
+
 @contextmanager
 def logs_in_memory(level: str = "debug") -> Iterator[Logs]:
     """The process's log in a ring, its lines thrown away; afterwards structlog is as it was."""
@@ -230,8 +264,9 @@ def daemon_thread(socket_path: Path, rules: AccessRules | None = None) -> Iterat
         async def serve() -> None:
             node = SmallNode(logs)
             made.append((node, trio.lowlevel.current_trio_token()))
-            async with trio.open_nursery() as requests:
+            async with loopback_nodes(2) as nodes, trio.open_nursery() as requests:
                 async with trio.open_nursery() as doors:
+                    node.discovery = await small_discovery(nodes, doors)
                     await doors.start(ControlServer(socket_path, node, logs.ring, rules=rules).run, requests)
                     structlog.get_logger().info("node.ready", node_id=key(1).node_id)
                     ready.set()

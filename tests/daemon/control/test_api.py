@@ -23,6 +23,7 @@ from moed.daemon.control.connection import MAX_BODY_BYTES
 from moed.daemon.control.credentials import AccessRules
 from moed.daemon.errors import DaemonRefused
 from support.control_plane import daemon_thread
+from support.dht_nodes import identity
 from support.http_requests import ask, code_of, get, parse
 
 NOBODY = 65534
@@ -50,6 +51,8 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "complete": {"prompt": "The import sta", "max_bytes": 5},
     "chain": {"limit": 3},
     "logs": {"tail": 3},
+    "get": {"key": "peer:" + identity(1).node_id.hex()},
+    "lookup": {"id": identity(1).node_id.hex()},
 }
 
 

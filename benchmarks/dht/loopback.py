@@ -1,0 +1,128 @@
+"""Our nodes on real loopback sockets, all in one process: join, store, get, memory, and speed beside a flood."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from moed.daemon.network.datagrams import Address
+from moed.daemon.network.dht import Dht
+from moed.daemon.network.library import open_loop
+from moed.protocol.identity import Identity
+from moed.protocol.records import PeerRecord, key_of_peer
+
+from .ours import NETWORK_ID
+
+REPLICAS = 5
+"""hivemind's default number of replicas."""
+FLOOD_PER_S = 20_000
+FLOOD_S = 5.0
+
+
+@dataclass
+class Loopback:
+    """Times in milliseconds, one entry for each call; memory in MiB for each node."""
+
+    join_ms: list[float] = field(default_factory=list)
+    store_ms: list[float] = field(default_factory=list)
+    get_ms: list[float] = field(default_factory=list)
+    failed: int = 0
+    memory_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoopbackNode:
+    dht: Dht
+    identity: Identity
+    address: Address
+
+
+@asynccontextmanager
+async def nodes_on_loopback(
+    count: int, result: Loopback | None = None, *, replicas: int = REPLICAS
+) -> AsyncIterator[list[LoopbackNode]]:
+    """``count`` nodes, each joined through up to three of those before it."""
+    rng = random.Random(count)
+    sockets = []
+    async with open_loop(), trio.open_nursery() as nursery:
+        nodes: list[LoopbackNode] = []
+        for _ in range(count):
+            socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+            sockets.append(socket)
+            await socket.bind(("127.0.0.1", 0))
+            identity = Identity(rng.randbytes(32))
+            started = time.perf_counter()
+            dht = Dht(identity, NETWORK_ID, replicas=replicas)
+            await nursery.start(dht.run, socket)
+            await dht.join([each.address for each in rng.sample(nodes, min(3, len(nodes)))])
+            if result is not None:
+                result.join_ms.append((time.perf_counter() - started) * 1000)
+            nodes.append(LoopbackNode(dht, identity, socket.getsockname()))
+        yield nodes
+        nursery.cancel_scope.cancel()
+    for socket in sockets:
+        socket.close()
+
+
+async def measure(count: int, keys: int, warmup: int) -> Loopback:
+    """Store and get ``keys`` records among ``count`` nodes: each by random nodes, one call after the other."""
+    result = Loopback()
+    before_mib = resident_mib()
+    async with nodes_on_loopback(count, result) as nodes:
+        rng = random.Random(count)
+        for number in range(warmup + keys):
+            owner = rng.choice(nodes)
+            started = time.perf_counter()
+            accepted = await owner.dht.publish_peer(PeerRecord(addresses=(f"192.0.2.1:{number + 1}",)))
+            store_ms = (time.perf_counter() - started) * 1000
+            seeker = rng.choice([each for each in nodes if each is not owner])
+            started = time.perf_counter()
+            found = await seeker.dht.find_peer(owner.identity.node_id)
+            get_ms = (time.perf_counter() - started) * 1000
+            if number >= warmup:
+                result.store_ms.append(store_ms)
+                result.get_ms.append(get_ms)
+                is_right = found is not None and found.addresses == (f"192.0.2.1:{number + 1}",)
+                result.failed += not (accepted and is_right)
+        result.memory_mib = (resident_mib() - before_mib) / count
+    return result
+
+
+def resident_mib() -> float:
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
+
+
+async def look_ups_per_s(seconds: float, *, flooded: bool) -> float:
+    """Look-ups a second among eight nodes, one after the other, while one of them is flooded or not.
+
+    The flood comes from one address of another process: 20,000 datagrams a second, half random bytes, half copies of
+    one properly signed ping, for as long as is measured.
+    """
+    async with nodes_on_loopback(8) as nodes:
+        for node in nodes:
+            await node.dht.publish_peer(PeerRecord(addresses=(f"127.0.0.1:{node.address[1]}",)))
+        flood = _start_flood(nodes[0].address, seconds + 1) if flooded else None
+        await trio.sleep(0.5)
+        rng = random.Random(1)
+        done = 0
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            seeker, owner = rng.sample(nodes[1:], 2)
+            found = await seeker.dht.look_up(key_of_peer(owner.identity.node_id))
+            done += bool(found.records)
+        rate = done / (time.perf_counter() - started)
+        if flood is not None:
+            flood.wait()
+        return rate
+
+
+def _start_flood(target: Address, seconds: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.dht.flood", target[0], str(target[1]), str(seconds)])
