@@ -228,6 +228,68 @@ def test_intermediates_stay_in_their_ranges(seed: int) -> None:
             assert (pairs.bought_bonds().sum(axis=1) <= ONE).all()
 
 
+def market(rows: list[list[int]], stake: list[int], yuma_version: int, bonds: list[Any]) -> dict[str, Any]:
+    """Validators who rate the same miners: rows of weights of any scale, and the bonds of the epoch before."""
+    validators, miners = len(rows), len(rows[0])
+    n = validators + miners
+    weights = [upscale_weights((validators + j, weight) for j, weight in enumerate(row)) for row in rows]
+    return {
+        "n": n,
+        "block": 10,
+        "last_tempo_block": 5,
+        "emission": 10**9,
+        "stake": stake + [0] * miners,
+        "validator_permit": [uid < validators for uid in range(n)],
+        "last_update": [9] * n,
+        "block_at_registration": [0] * n,
+        "weights_u16": weights + [[]] * miners,
+        "bonds_u16": bonds or [[]] * n,
+        "yuma_version": yuma_version,
+    }
+
+
+markets = st.integers(2, 6).flatmap(
+    lambda validators: st.tuples(
+        st.lists(st.lists(st.integers(1, 1 << 20), min_size=5, max_size=5), min_size=validators, max_size=validators),
+        st.lists(st.integers(1 << 20, 1 << 40), min_size=validators, max_size=validators, unique=True),
+    )
+)
+
+
+@settings(deadline=None)
+@given(markets, st.sampled_from([1, 3]), st.integers(2, 1 << 20))
+def test_lowering_all_weights_alike_changes_nothing(
+    given_market: tuple[list[list[int]], list[int]], yuma_version: int, factor: int
+) -> None:
+    """A row is what its proportions are: the same weights at a fraction of the scale give the same bits."""
+    rows, stake = given_market
+    high = [[factor * weight for weight in rows[0]], *rows[1:]]
+    before = as_dict(run_epoch(market(rows, stake, yuma_version, [])))
+    assert as_dict(run_epoch(market(high, stake, yuma_version, []))) == before
+
+
+@settings(deadline=None)
+@given(markets, st.sampled_from([1, 3]), st.booleans(), st.floats(0.01, 1))
+def test_lowering_everyone_gains_a_validator_nothing(
+    given_market: tuple[list[list[int]], list[int]], yuma_version: int, has_bonds: bool, part: float
+) -> None:
+    """A validator without a majority that takes a part of its weight off all miners, to a uid that nobody else rates.
+
+    Its dividends do not grow, with bonds from an epoch before or without, but for what u16 rounding moves.
+    """
+    rows, stake = given_market
+    one = stake.index(min(stake))
+    # nobody rates the last miner; the rows are scaled, so that a part of them can be moved without rounding much
+    rated = [[weight * 10**6 // sum(row) + 1 for weight in row] + [0] for row in rows]
+    lowered = [list(row) for row in rated]
+    lowered[one] = [round(weight * (1 - part)) for weight in rated[one]]
+    lowered[one][-1] = sum(rated[one]) - sum(lowered[one])
+    bonds = as_dict(run_epoch(market(rated, stake, yuma_version, [])))["stored_bonds_u16"] if has_bonds else []
+    before = run_epoch(market(rated, stake, yuma_version, bonds)).dividends_bits[one] / ONE
+    after = run_epoch(market(lowered, stake, yuma_version, bonds)).dividends_bits[one] / ONE
+    assert after <= before * (1 + 1e-3) + 1e-6
+
+
 def test_minority_cannot_raise_a_miner() -> None:
     """A validator with less than half of the stake is cut to what the others give, and loses the bonds for it."""
     honest, greedy = [[2, 40000], [3, 25535]], [[3, 65535]]
