@@ -42,7 +42,7 @@ from .moed_side import (
     proportional_mib,
     small_calls,
 )
-from .profile import profile
+from .time_shares import profile
 
 ANCHOR = "hivemind 1.1.12"
 
