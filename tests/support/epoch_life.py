@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from moed.consensus.params import ChainParams
+from moed.consensus.params import U16, ChainParams
 from moed.consensus.state import Neuron, read_account, read_neurons
 from moed.consensus.transactions import Body, CommitWeights, Register, RevealWeights, WeightRow, weights_commitment
 from moed.consensus.transition import Head
@@ -21,11 +21,13 @@ class EpochLife:
     Validator uid u is ``key(u + 1)``, and so is a miner.
     """
 
-    def __init__(self, stakes: Sequence[int], miners: int, *, balances: Sequence[int] = (), **params: int) -> None:
+    def __init__(
+        self, stakes: Sequence[int], miners: int, *, balances: Sequence[int] = (), bonds_penalty_u16: int = U16
+    ) -> None:
         """``balances``: what each validator has besides, in credits; it starts in an account of its own."""
         self.validators = len(stakes)
         self.miners = miners
-        genesis_params = ChainParams(tempo=TEMPO, max_registrations_per_block=256, **params)
+        genesis_params = ChainParams(tempo=TEMPO, max_registrations_per_block=256, bonds_penalty_u16=bonds_penalty_u16)
         banks = [credit * CREDIT for credit in balances]
         self.head = Head.at_genesis(
             make_genesis([stake * CREDIT for stake in stakes], balances=[0] * miners + banks, params=genesis_params)
