@@ -53,9 +53,7 @@ class ChainParams(Record, frozen=True, kw_only=True):
     kappa_u16: ShareU16 = 32_767  # half of the stake decides a weight
     bonds_penalty_u16: ShareU16 = U16
     bonds_moving_average_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 900_000
-    commit_reveal: bool = (
-        True  # weights are hashed in one epoch and shown in the next, so that nobody copies fresh ones
-    )
+    commit_reveal: bool = True  # weights are hashed in one epoch and shown in the next: nobody copies fresh ones
     activity_cutoff: Positive = 5_000  # blocks without new weights after which a validator does not count
 
     max_block_transactions: Positive = 2_000
