@@ -24,14 +24,17 @@ from moed.consensus.genesis import Genesis, genesis_state
 from moed.consensus.metagraph import ClosedEpoch
 from moed.consensus.state import State, decode_state_record
 from moed.consensus.transition import Executed, Head
-from moed.protocol.codec import encode_record
+from moed.protocol.codec import decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
+from moed.protocol.receipts import SignedSheet
 
 from .errors import StoreCorrupt, StoreFailed
 
-SCHEMA_STEPS = ("schema.sql", "schema_2.sql")
+SCHEMA_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql")
 """What makes each version from the one before; version n is the first n of them."""
 SCHEMA_VERSION = len(SCHEMA_STEPS)
+KEPT_SHEETS = 10_000
+"""Sheets of receipts that are kept, the newest; one is at most about 30 KiB, and mostly far less."""
 KEPT_EPOCHS = 256
 """Epochs whose inputs are kept. To recompute them would mean to execute the chain from its genesis; to keep them costs
 about 50 KiB each with 64 validators that rate 256 uids."""
@@ -258,6 +261,31 @@ class Store:
                 "SELECT node_id, host, port, last_seen FROM peers ORDER BY last_seen DESC"
             ).fetchall()
         return [(bytes(node_id), host, port, seen) for node_id, host, port, seen in rows]
+
+    def keep_receipts(self, sheets: Sequence[SignedSheet]) -> None:
+        """Put sheets of receipts on disk, all or none; the oldest over `KEPT_SHEETS` go. Raises `StoreFailed`."""
+        rows = [(one.hash, one.sheet.session, one.sheet.closed_ms, encode_record(one)) for one in sheets]
+        try:
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)", rows)
+                self._db.execute(
+                    "DELETE FROM receipts WHERE hash IN "
+                    "(SELECT hash FROM receipts ORDER BY closed_ms DESC LIMIT -1 OFFSET ?)",
+                    (KEPT_SHEETS,),
+                )
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def receipts(self) -> list[SignedSheet]:
+        """Every sheet of receipts that is kept, the oldest first. Raises `StoreCorrupt` for one that does not parse."""
+        try:
+            with self._lock:
+                rows = self._db.execute("SELECT sheet FROM receipts ORDER BY closed_ms, hash").fetchall()
+            return [decode_record(bytes(sheet), SignedSheet) for (sheet,) in rows]
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        except RemoteProtocolError as error:
+            raise StoreCorrupt(f"{self.path} holds a receipt that does not parse: {error}", _REMEDY) from error
 
     def stored_state(self) -> Mapping[bytes, bytes]:
         """The state's records as stored, for a check against a fresh execution."""

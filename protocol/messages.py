@@ -37,10 +37,14 @@ RefusalCode = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class RequestHead(Record, frozen=True, tag_field="kind", tag="request"):
-    """A call of ``method``; ``body`` is anything that CBOR's builtin types hold."""
+    """A call of ``method``; ``body`` is anything that CBOR's builtin types hold.
+
+    ``hashed``: the receipt of this call shall hold the hashes of the request and of the answer.
+    """
 
     method: MethodName
     body: Any = None
+    hashed: bool = False
 
 
 class NoticeHead(Record, frozen=True, tag_field="kind", tag="notice"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moed.protocol.tensors import Codec
 
 if TYPE_CHECKING:
     from moed.protocol.messages import Announced
+    from moed.protocol.receipts import CallReceipt
     from moed.protocol.tensors import Array, WireTensor
 
     from .peers import Peer
@@ -41,6 +42,16 @@ class Reply:
     body: Any = None
     tensors: Sequence[Array] = ()
     codec: Codec = Codec.NONE
+
+
+class Receipts(Protocol):
+    """Where both sides' view of each call goes, to become a receipt; neither method waits."""
+
+    def served(self, peer: Peer, call: CallReceipt) -> None:
+        """A call of ``peer`` whose answer is on its way."""
+
+    def answered(self, peer: Peer, call: CallReceipt) -> None:
+        """An answer of ``peer``; ``served_us`` is the whole time that it took."""
 
 
 class Refused(Exception):

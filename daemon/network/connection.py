@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from moed.protocol.addresses import Address
     from moed.protocol.aead import Buffer
     from moed.protocol.identity import NodeId
+    from moed.protocol.receipts import CallReceipt
     from moed.protocol.session import Session
 
+    from .calls import Receipts
     from .limits import NetworkCounters, NetworkLimits
     from .peers import Peer
 
@@ -84,6 +86,7 @@ class Connection:
         limits: NetworkLimits,
         counters: NetworkCounters,
         serving: Callable[[Connection], Serving],
+        receipts: Receipts | None = None,
     ) -> None:
         self.session = session
         self.address = address
@@ -95,7 +98,8 @@ class Connection:
         self.heard_goodbye: GoodbyeCode | None = None
         self.end_reason: EndReason | None = None
         self.failure: DialFailed | None = None
-        self.calls = OutboundCalls(session, self.wake, self.send_now)
+        self.calls = OutboundCalls(session, self.wake, self.send_now, self._note_answered if receipts else None)
+        self._receipts = receipts
         self._stream = stream
         self._limits = limits
         self._counters = counters
@@ -349,6 +353,10 @@ class Connection:
                 pass
         except _STREAM_ERRORS as error:
             raise _StreamBroken(str(error)) from error
+
+    def _note_answered(self, call: CallReceipt) -> None:
+        if self._receipts is not None and self.peer is not None:
+            self._receipts.answered(self.peer, call)
 
     # -- events ----------------------------------------------------------------------------------------------------
 

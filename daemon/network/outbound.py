@@ -11,6 +11,7 @@ import trio
 from moed.protocol.errors import LocalProtocolError, Unexpected
 from moed.protocol.frames import Priority, ResetCode, Role
 from moed.protocol.messages import NoticeHead, RefusalHead, ReplyHead, RequestHead, decode_message, encode_message
+from moed.protocol.receipts import CallReceipt, message_hash
 from moed.protocol.tensor_codecs import decode_tensor
 from moed.protocol.tensors import Codec, check_decoded_size
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 class _Pending:
     """A call that waits: ``outcome`` is set before ``done``."""
 
+    method: str
+    request_bytes: int
+    request_hash: bytes | None
+    began_s: float
     done: trio.Event = field(default_factory=trio.Event)
     outcome: Message | CallError | None = None
 
@@ -40,7 +45,14 @@ class OutboundCalls:
     """The calls and notices that this node makes on one session. ``wake`` tells the writer, ``send_now`` does not wait
     for it."""
 
-    def __init__(self, session: Session, wake: Callable[[], None], send_now: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        wake: Callable[[], None],
+        send_now: Callable[[], None],
+        note_answered: Callable[[CallReceipt], None] | None = None,
+    ) -> None:
+        self._note_answered = note_answered
         self._session = session
         self._wake = wake
         self._send_now = send_now
@@ -97,6 +109,8 @@ class OutboundCalls:
         elif isinstance(message.head, ReplyHead):
             check_decoded_size(message.tensors, self._session.limits.max_message_bytes)
             outcome = message
+            if pending is not None and self._note_answered is not None:
+                self._note_answered(self._receipt_of(event, pending))
         else:
             raise Unexpected("a response that is neither a reply nor a refusal")
         if pending is not None:
@@ -124,15 +138,29 @@ class OutboundCalls:
     ) -> tuple[int, _Pending]:
         buffers = encode_message(head, tensors, codec=codec)
         self._require_open()
-        self._require_size(sum(len(buffer) for buffer in buffers), Role.REQUEST)
+        size = sum(len(buffer) for buffer in buffers)
+        self._require_size(size, Role.REQUEST)
+        request_hash = message_hash(buffers) if head.hashed else None
         stream = self._session.send_request(buffers, priority=priority, deadline_s=deadline)
-        pending = self._pending[stream] = _Pending()
+        pending = self._pending[stream] = _Pending(head.method, size, request_hash, trio.current_time())
         # several at once are better sent together, by the writer
         if len(self._pending) == 1:
             self._send_now()
         else:
             self._wake()
         return stream, pending
+
+    @staticmethod
+    def _receipt_of(event: ResponseReceived, pending: _Pending) -> CallReceipt:
+        return CallReceipt(
+            sequence=event.stream,
+            method=pending.method,
+            request_bytes=pending.request_bytes,
+            answer_bytes=len(event.message),
+            served_us=int((trio.current_time() - pending.began_s) * 1e6),
+            request_hash=pending.request_hash,
+            answer_hash=message_hash([event.message]) if pending.request_hash is not None else None,
+        )
 
     def _require_open(self) -> None:
         if not self._session.can_open:

@@ -17,10 +17,11 @@ from moed.protocol.frames import GoodbyeCode, Priority
 from moed.protocol.handshake import SessionLimits
 from moed.protocol.incoming import ByteBudget
 from moed.protocol.messages import NoticeHead, RequestHead, read_announced
+from moed.protocol.receipts import session_name
 from moed.protocol.session import Session
 from moed.protocol.tensors import Codec
 
-from .calls import Call, Handler, Method, Refused, Reply
+from .calls import Call, Handler, Method, Receipts, Refused, Reply
 from .connection import Connection
 from .door import Door, accept_forever, address_of
 from .errors import CallError, DialFailed, PeerLeaving, PeerLost
@@ -64,6 +65,11 @@ class Peer:
         return self._connection.is_outbound
 
     @property
+    def session_name(self) -> bytes:
+        """The present session's name in receipts; both sides know it."""
+        return session_name(self._connection.session.peer.handshake_hash)
+
+    @property
     def rtt_s(self) -> float | None:
         """The smoothed round trip of the keep-alive, None before the first answer."""
         return self._connection.rtt_s
@@ -82,15 +88,18 @@ class Peer:
         deadline_s: float,
         priority: Priority = Priority.NORMAL,
         codec: Codec = Codec.NONE,
+        hashed: bool = False,
     ) -> Reply:
         """Ask the peer and wait for its reply, at most ``deadline_s`` seconds; the rest of that time travels along.
+
+        ``hashed`` asks for the hashes of request and answer in the call's receipt; both sides then hash every byte.
 
         The tensors' memory is read while it is sent: leave it alone until the reply. Raises `RemoteRefusal`,
         `DeadlineExceeded`, `PeerLost`, `Overloaded` or `RequestTooLarge`; `LocalProtocolError` for a body or tensor
         that cannot travel.
         """
         deadline = trio.current_time() + deadline_s
-        head = RequestHead(method=method, body=body)
+        head = RequestHead(method=method, body=body, hashed=hashed)
         while True:
             connection = await self._live_connection(deadline)
             try:
@@ -170,7 +179,9 @@ class Peers:
         random_bytes: Callable[[int], bytes] = os.urandom,
         on_connected: Callable[[Peer], Awaitable[None]] | None = None,
         on_disconnected: Callable[[Peer], None] | None = None,
+        receipts: Receipts | None = None,
     ) -> None:
+        self._receipts = receipts
         self.counters = NetworkCounters()
         self._identity = identity
         self._network_id = network_id
@@ -341,7 +352,8 @@ class Peers:
             is_outbound=is_outbound,
             limits=self._limits,
             counters=self.counters,
-            serving=lambda connection: Serving(connection, self._methods, self._limits, self.counters),
+            serving=lambda connection: Serving(connection, self._methods, self._limits, self.counters, self._receipts),
+            receipts=self._receipts,
         )
 
     def _screen(self, first: memoryview, size: int) -> bool:

@@ -21,10 +21,11 @@ from moed.protocol.messages import (
     decode_message,
     encode_message,
 )
+from moed.protocol.receipts import CallReceipt, message_hash
 from moed.protocol.tensor_codecs import decode_tensor
 from moed.protocol.tensors import check_decoded_size
 
-from .calls import Call, Method, Refused, Reply
+from .calls import Call, Method, Receipts, Refused, Reply
 from .errors import CallError
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ class Serving:
         methods: Mapping[str, Method],
         limits: NetworkLimits,
         counters: NetworkCounters,
+        receipts: Receipts | None = None,
     ) -> None:
+        self._receipts = receipts
         self._connection = connection
         self._session = connection.session
         self._methods = methods
@@ -90,7 +93,7 @@ class Serving:
         if event.remaining_ms != NO_DEADLINE_MS:
             deadline = trio.current_time() + event.remaining_ms / 1000
         self._running[event.stream] = trio.CancelScope(deadline=deadline)
-        self._connection.start(self._serve, event.stream, message, deadline)
+        self._connection.start(self._serve, event.stream, message, deadline, event.message)
 
     def take_notice(self, event: NoticeReceived) -> None:
         """Queue a notice for its lane. Raises `RemoteProtocolError` for a message that is no notice."""
@@ -116,12 +119,15 @@ class Serving:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    async def _serve(self, stream: int, message: Message, deadline: float) -> None:
+    async def _serve(self, stream: int, message: Message, deadline: float, received: memoryview) -> None:
         scope = self._running[stream]
+        began_s = trio.current_time()
         try:
             with scope:
-                buffers = await self._answer(message, deadline)
-                self._session.send_response(stream, buffers)
+                buffers, is_reply = await self._answer(message, deadline)
+                is_sent = self._session.send_response(stream, buffers)
+                if is_sent and is_reply and self._receipts is not None:
+                    self._note_served(self._receipts, stream, message, received, buffers, trio.current_time() - began_s)
             if scope.cancelled_caught:
                 # a no-op where the peer itself cancelled; else the caller's time is over and the stream ends
                 self._session.reset(stream, ResetCode.DEADLINE)
@@ -133,22 +139,55 @@ class Serving:
             else:
                 self._connection.send_now()
 
-    async def _answer(self, message: Message, deadline: float) -> list[Buffer]:
-        """The handler's reply, or a refusal, as buffers that the peer takes."""
+    def _note_served(
+        self,
+        receipts: Receipts,
+        stream: int,
+        message: Message,
+        received: memoryview,
+        answer: list[Buffer],
+        took_s: float,
+    ) -> None:
+        assert isinstance(message.head, RequestHead)
+        assert self._connection.peer is not None
+        method = self._methods.get(message.head.method)
+        if method is None or not method.is_receipted:
+            return
+        call = CallReceipt(
+            sequence=stream,
+            method=message.head.method,
+            request_bytes=len(received),
+            answer_bytes=sum(len(buffer) for buffer in answer),
+            served_us=int(took_s * 1e6),
+            request_hash=message_hash([received]) if message.head.hashed else None,
+            answer_hash=message_hash(answer) if message.head.hashed else None,
+        )
+        receipts.served(self._connection.peer, call)
+
+    async def _answer(self, message: Message, deadline: float) -> tuple[list[Buffer], bool]:
+        """The handler's reply, or a refusal, as buffers that the peer takes, and whether it is the reply."""
         try:
             reply = await self._handle(message, deadline) or Reply()
-        except Refused as refusal:
-            return self._refuse(refusal.code, refusal.message)
-        except RemoteProtocolError as error:  # the handler could not read the body
-            return self._refuse(error.code, str(error))
-        except CallError as error:  # the handler asked another node, in vain
-            return self._refuse("upstream_failed", str(error))
+        except (Refused, RemoteProtocolError, CallError) as error:
+            return self._refuse_for(error), False
+        except BaseExceptionGroup as group:  # from a nursery of the handler's own
+            refusal = _only_refusal(group)
+            if refusal is None:
+                raise
+            return self._refuse_for(refusal), False
         buffers = encode_message(ReplyHead(body=reply.body), reply.tensors, codec=reply.codec)
         size, limit = sum(len(buffer) for buffer in buffers), self._session.longest(Role.RESPONSE)
         if size > limit:
-            return self._refuse("too_large", f"the answer is {size} bytes; the caller takes {limit}")
+            return self._refuse("too_large", f"the answer is {size} bytes; the caller takes {limit}"), False
         self._counters.calls_served += 1
-        return buffers
+        return buffers, True
+
+    def _refuse_for(self, error: Refused | RemoteProtocolError | CallError) -> list[Buffer]:
+        if isinstance(error, Refused):
+            return self._refuse(error.code, error.message)
+        if isinstance(error, RemoteProtocolError):  # the handler could not read the body
+            return self._refuse(error.code, str(error))
+        return self._refuse("upstream_failed", str(error))  # the handler asked another node, in vain
 
     def _refuse(self, code: str, message: str) -> list[Buffer]:
         self._counters.calls_refused += 1
@@ -201,3 +240,14 @@ class Serving:
     def _drop(self, head: NoticeHead) -> None:
         self._counters.notices_dropped += 1
         logger.debug("notice.dropped", method=head.method)
+
+
+def _only_refusal(group: BaseExceptionGroup[BaseException]) -> Refused | RemoteProtocolError | CallError | None:
+    """The first reason to refuse in ``group``; None if anything else is in it."""
+    first: Refused | RemoteProtocolError | CallError | None = None
+    for one in group.exceptions:
+        found = _only_refusal(one) if isinstance(one, BaseExceptionGroup) else one
+        if not isinstance(found, Refused | RemoteProtocolError | CallError):
+            return None
+        first = first or found
+    return first

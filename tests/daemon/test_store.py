@@ -296,6 +296,7 @@ def test_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("DROP TABLE epochs")
         db.execute("DROP TABLE notes")
+        db.execute("DROP TABLE receipts")
         db.execute("PRAGMA user_version = 1")
     db.close()
     with Store(path, GENESIS) as store:

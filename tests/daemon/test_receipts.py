@@ -1,0 +1,98 @@
+"""Receipts between two nodes with real sessions: both databases end with the same sheets, signed by both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import trio
+
+from moed.daemon.network.calls import Call, Method, Reply
+from moed.daemon.network.peers import Peers
+from moed.daemon.receipts import ReceiptBook
+from moed.daemon.store import Store
+from moed.protocol.addresses import Address
+from moed.protocol.receipts import SignedSheet, message_hash
+from support.chains import make_genesis
+from support.peering import identity_of, until
+
+NETWORK_ID = b"n" * 32
+
+
+async def _echo(call: Call) -> Reply:
+    return Reply(call.body, call.tensors)
+
+
+class Node:
+    """A node that keeps its receipts in a real database."""
+
+    def __init__(self, number: int, store: Store) -> None:
+        self.store = store
+        self.identity = identity_of(number)
+        self.book = ReceiptBook(self.identity, NETWORK_ID, self._keep, now_ms=lambda: 1_700_000_000_000)
+        self.peers = Peers(
+            self.identity,
+            NETWORK_ID,
+            handlers={"echo": Method(_echo, is_receipted=True), "free": _echo, **self.book.handlers()},
+            receipts=self.book,
+        )
+
+    def _keep(self, sheets: Sequence[SignedSheet]) -> None:
+        self.store.keep_receipts(sheets)
+
+    async def run(self, nursery: trio.Nursery) -> Address:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(partial(self.peers.run, listeners))
+        nursery.start_soon(self.book.run)
+        return Address("127.0.0.1", listeners[0].socket.getsockname()[1])
+
+
+async def test_every_served_call_has_a_receipt_at_both_ends(tmp_path: Path) -> None:
+    """With its method, bytes and time; with hashes where the caller asked; refused and free calls have none."""
+    genesis = make_genesis()
+    x = np.arange(1024, dtype=np.float32)
+    with Store(tmp_path / "a.db", genesis) as mine, Store(tmp_path / "b.db", genesis) as other:
+        server, caller = Node(1, mine), Node(2, other)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            await caller.run(nursery)
+            peer = await caller.peers.connect(address, None, timeout_s=5)
+            for number in range(5):
+                await peer.call("echo", number, [x], deadline_s=5, hashed=number == 0)
+            await peer.call("free", None, deadline_s=5)
+            await until(lambda: sum(len(one.sheet.calls) for one in other.receipts()) == 5)
+            await until(lambda: mine.receipts() == other.receipts())
+            nursery.cancel_scope.cancel()
+        sheets = mine.receipts()
+    for signed in sheets:
+        signed.check(NETWORK_ID)
+        assert signed.caller_signature is not None
+        assert signed.sheet.server == server.identity.public_key
+        assert signed.sheet.caller == caller.identity.public_key
+    calls = [one for signed in sheets for one in signed.sheet.calls]
+    assert {one.method for one in calls} == {"echo"}
+    assert all(one.request_bytes > x.nbytes and one.answer_bytes > x.nbytes for one in calls)
+    assert len({one.sequence for one in calls}) == 5
+    hashed = [one for one in calls if one.request_hash is not None]
+    assert len(hashed) == 1
+    assert hashed[0].answer_hash not in (None, hashed[0].request_hash, message_hash([]))
+
+
+async def test_a_caller_that_vanishes_leaves_a_claim(tmp_path: Path) -> None:
+    """The server keeps what it served with its own signature alone."""
+    with Store(tmp_path / "a.db", make_genesis()) as mine, Store(tmp_path / "b.db", make_genesis()) as other:
+        server, caller = Node(1, mine), Node(2, other)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            async with trio.open_nursery() as leaving:
+                await leaving.start(partial(caller.peers.run, []))
+                peer = await caller.peers.connect(address, None, timeout_s=5)
+                await peer.call("echo", 1, deadline_s=5)
+                leaving.cancel_scope.cancel()
+            await until(lambda: len(mine.receipts()) == 1)
+            nursery.cancel_scope.cancel()
+        (signed,) = mine.receipts()
+    signed.check(NETWORK_ID)
+    assert signed.caller_signature is None
