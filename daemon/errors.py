@@ -14,6 +14,7 @@ The tree:
     ├── StoreError                  the chain database
     │   ├── StoreFailed             the disk refused: full, read-only, gone
     │   └── StoreCorrupt            what is on the disk is not what was written
+    ├── SimulationFailed            a simulated network broke a promise: a bug, and how to see it again
     └── ServiceEnded                a part that must run for ever returned; a bug
 
 `str` of each is one line, so a command prints it and exits with ``exit_code``, without a traceback.
@@ -93,6 +94,10 @@ class StoreFailed(StoreError):
 
 class StoreCorrupt(StoreError):
     """What is stored is not what was written; restore the file or sync from peers."""
+
+
+class SimulationFailed(NodeError):
+    """A simulated life broke a promise; the message holds the seed, which shows it again."""
 
 
 class ServiceEnded(NodeError):
