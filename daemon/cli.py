@@ -107,7 +107,7 @@ def run(home: Path, log_level: str | None) -> None:
 
 @moed.group()
 def chain() -> None:
-    """Look after the chain database of a node that is not running."""
+    """Look after the chain database of a node."""
 
 
 @chain.command()

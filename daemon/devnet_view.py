@@ -40,12 +40,14 @@ class Screen:
             self._live.update(self._table(progress), refresh=True)
             return
         goal = f" of {self._epochs}" if self._epochs else ""
-        earning = "  ".join(f"{row['domain'] or row['uid']} {row['incentive']:.2f}" for row in progress.miners)
+        earning = "  ".join(
+            f"{row['domain'] or row['uid']} {row['incentive']:.2f}" for row in progress.miners if row["incentive"]
+        )
         height = progress.height // 5 * 5  # a line for every fifth block is enough to see that it lives
         line = f"{progress.ready} of {progress.nodes} ready, epoch {progress.epoch}{goal}, height {height}"
         if line != self._last_line:
             self._last_line = line
-            sys.stdout.write(f"{progress.seconds:6.1f} s  {line}  {earning}\n")
+            sys.stdout.write(f"{progress.seconds:6.1f} s  {line}  {earning}".rstrip() + "\n")
             sys.stdout.flush()
 
     def say(self, sentence: str) -> None:
