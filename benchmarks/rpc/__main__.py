@@ -1,8 +1,8 @@
 """Measures tensor calls: ``python -m benchmarks.rpc [--json] [--anchor-python PYTHON] [--only WORD] [--profile]``.
 
 Two processes on loopback, encrypted, float32. Where hivemind 1.1.12 is installed (the extra ``anchors``, or the
-environment of ``--anchor-python``) it runs the same workloads, the two taking turns repeat by repeat. Both servers and
-both callers use ``--threads`` threads of torch. A backward pass runs the layer again on both sides, and both learn by
+environment of ``--anchor-python``) it runs the same workloads, the two taking turns repeat by repeat. It uses as many
+threads of torch as it likes, moed ``--threads``. A backward pass runs the layer again on both sides, and both learn by
 Adam from each. Exit code 1 if a target is missed.
 """
 
@@ -22,7 +22,7 @@ import structlog
 import torch
 
 from benchmarks.report import Row, Spread, print_report
-from moed.models.remote import RemoteExpert, RemoteMixture
+from moed.models.remote import Patience, RemoteExpert, RemoteMixture
 
 from . import bare_cipher
 from .anchor import Anchor, has_hivemind
@@ -45,6 +45,7 @@ from .moed_side import (
 from .time_shares import profile
 
 ANCHOR = "hivemind 1.1.12"
+PATIENT = Patience(deadline_s=120.0)  # a benchmark measures slowness, it does not give up on it
 
 
 @dataclass(slots=True)
@@ -143,7 +144,7 @@ def measure_concurrent(run: Run) -> None:
 
 def measure_learning(run: Run) -> None:
     with open_transport(run.server) as transport, tempfile.TemporaryDirectory() as folder:
-        module = RemoteExpert(transport, "ffn")
+        module = RemoteExpert(transport, "ffn", PATIENT)
         mine, other, local = [], [], []
         for _ in range(run.repeats):
             mine.append(learning_rate(module, 6))
@@ -163,7 +164,7 @@ def measure_grid(run: Run) -> None:
         ServerProcess(*(f"{name}=ffn:256" for name in GRID[1::2]), *threads) as second,
         open_transport(first, second) as transport,
     ):
-        mixture = RemoteMixture(transport, 256, (4, 4), prefix="grid.", k=4, k_min=4)
+        mixture = RemoteMixture(transport, 256, (4, 4), prefix="grid.", k=4, k_min=4, patience=PATIENT)
         mine, other = run.turns(
             lambda: grid_samples(mixture, 8), lambda anchor: anchor.measure("grid_samples", batches=1)
         )
@@ -230,7 +231,7 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=MEASURES, action="append", help="these workloads alone")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, in every process")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in every process of moed (its default)")
     parser.add_argument("--many", type=int, default=200, help="calls of 1 to 64 MiB that may not fail (0: none)")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, and nothing else")
     options = parser.parse_args()
@@ -246,6 +247,7 @@ def main() -> int:
             run = Run(options.repeats, options.threads, anchor, server, Caller(server.place))
             for name, measure in MEASURES.items():
                 if options.only is None or name in options.only:
+                    sys.stderr.write(f"measuring {name}\n")
                     measure(run)
             if options.many and options.only is None:
                 measure_many(run, options.many)
