@@ -38,6 +38,7 @@ from .network.dht import Dht
 from .network.peers import Peers
 from .network.reach import Reach
 from .notify import Notifier
+from .receipts import ReceiptBook
 from .roles import Role, Surroundings, take_role
 from .signer import Signer
 from .store import Store
@@ -111,6 +112,7 @@ class Node:
         remembered = [
             Contact(NodeId(node_id), host, port, float(seen)) for node_id, host, port, seen in store.remembered_peers()
         ]
+        receipts = ReceiptBook(self._identity, network_id, store.keep_receipts, now_ms=now_ms)
         dht = Dht(
             self._identity,
             network_id,
@@ -123,6 +125,7 @@ class Node:
             handlers=chain.handlers(),
             on_connected=chain.greet,
             on_disconnected=lambda peer: chain.forget(peer.node_id),
+            receipts=receipts,
         )
         reach = self._reach = Reach(dht, peers, self._identity.node_id, network_id, self.config.node.port)
         peers.add_handlers(reach.handlers)
@@ -130,6 +133,7 @@ class Node:
         role = take_role(Surroundings(self.config, self._identity, chain, peers, discovery))
         gc.freeze()  # what was imported lives as long as the process; collections need not look at it again
         peers.add_handlers(role.handlers)
+        peers.add_handlers(receipts.handlers())
         describe = partial(self._describe, chain, role)
         view = NodeView(
             identity=self._identity,
@@ -152,6 +156,7 @@ class Node:
             await work.start(dht.run, udp)
             await work.start(chain.run, peers)
             work.start_soon(forever, "memory of peers", partial(_remember, dht, store))
+            work.start_soon(forever, "receipts", receipts.run)
             async with trio.open_nursery() as requests:  # drains, with a deadline
                 async with trio.open_nursery() as doors:  # closes first
                     await doors.start(control.run, requests)
