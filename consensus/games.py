@@ -8,6 +8,7 @@ least their part of the stake. Randomness comes in as numpy generators made from
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from .sparse_rows import SparseRows
 from .yuma import epoch
 
 Floats = npt.NDArray[np.float64]
+Normal = Callable[[int], Floats]
+"""Gives so many standard normal numbers."""
 
 TOTAL_STAKE = 21 * 10**15
 STAKE_DEVIATION = 0.3
@@ -43,20 +46,29 @@ class TeamGame:
     """
 
     def __init__(
-        self, seed: int, honest_stake: float, rules: GameRules, *, validators: int = 64, servers: int = 448
+        self,
+        seed: int,
+        honest_stake: float,
+        rules: GameRules,
+        *,
+        validators: int = 64,
+        servers: int = 448,
+        normal: Normal | None = None,
     ) -> None:
-        draw = np.random.default_rng(seed)
+        """Draw by numpy from ``seed``, or by ``normal``: stakes by team first, then each validator's tastes by team."""
+        normal = np.random.default_rng(seed).standard_normal if normal is None else normal
         self.rules = rules
         self.honest_stake = honest_stake
         self.validators, self.servers = validators, servers
         self.honest_validators = _part(honest_stake, validators)
         self.honest_servers = _part(honest_stake, servers)
-        stake = np.maximum(0, draw.normal(1, STAKE_DEVIATION, validators))
-        teams = (stake[: self.honest_validators], honest_stake), (stake[self.honest_validators :], 1 - honest_stake)
-        shares = np.concatenate([_shared_out(team, share) for team, share in teams])
+        teams = (self.honest_validators, honest_stake), (validators - self.honest_validators, 1 - honest_stake)
+        shares = [_shared_out(np.maximum(0, 1 + STAKE_DEVIATION * normal(members)), share) for members, share in teams]
         self.stake = np.zeros(self.uids, np.int64)
-        self.stake[:validators] = shares * TOTAL_STAKE
-        self._taste = np.maximum(0, draw.normal(1, rules.sigma, (validators, servers)))
+        self.stake[:validators] = np.concatenate(shares) * TOTAL_STAKE
+        quadrants = self.honest_servers, servers - self.honest_servers
+        tastes = [np.concatenate([normal(size) for size in quadrants]) for _ in range(validators)]
+        self._taste = np.maximum(0, 1 + rules.sigma * np.array(tastes))
 
     @property
     def uids(self) -> int:

@@ -71,6 +71,17 @@ def test_b14_a_higher_rank_earns_more(network: Network) -> None:
     assert len({row["emission"] for row in miners}) > 1
 
 
+def test_b14_a_reward_can_be_taken_apart(network: Network) -> None:
+    """Any node says who rated a miner, what was clipped and paid, and what it would be without each validator."""
+    epoch = network.rankings["epoch"]
+    for row in network.rankings["miners"]:
+        reward = network.client("miner-0").get("/v1/why/reward", {"uid": row["uid"], "epoch": epoch})
+        assert reward["emission"] == row["emission"]
+        assert sum(rating["rank"] for rating in reward["ratings"]) == pytest.approx(reward["rank"], abs=1e-8)
+        assert {rating["uid"] for rating in reward["ratings"]} <= {one["uid"] for one in network.rankings["validators"]}
+        assert all(rating["clipped"] <= rating["weight"] for rating in reward["ratings"])
+
+
 def test_b17_miners_train_while_they_serve(network: Network) -> None:
     """Between two looks each miner has both answered more rows and made more training steps, with falling loss."""
 
