@@ -138,6 +138,34 @@ def verify(home: Path, as_json: bool) -> None:
         )
 
 
+@moed.command("receipts")
+@click.option("--home", type=HOME, required=True, help="Folder of the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print every call with its signatures, as one JSON object.")
+@plain_errors
+def show_receipts(home: Path, as_json: bool) -> None:
+    """Show the receipts of the calls that this node served and made; it may be running.
+
+    \b
+    moed receipts --home ~/.moed --json > receipts.json
+    """
+    from . import tables
+    from .errors import StoreFailed
+    from .home import Home
+    from .receipt_export import export_sheet, receipt_table, sums
+    from .store import Store
+
+    place = Home(home)
+    genesis = place.load_genesis()
+    if not place.database.exists():
+        raise StoreFailed(f"{place.database} is not there yet", f"start the node first: moed run --home {home}")
+    with Store(place.database, genesis) as store:
+        sheets = [export_sheet(signed, genesis.network_id) for signed in store.receipts()]
+    if as_json:
+        click.echo(json.dumps({"network_id": genesis.network_id.hex(), "sheets": sheets, "sums": sums(sheets)}))
+    else:
+        tables.show([receipt_table(sums(sheets))])
+
+
 @moed.command("epoch")
 @click.option("--input", "file", type=FILE, required=True, help="An epoch_bits input or an epoch_sequence, in JSON.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every quantity.")

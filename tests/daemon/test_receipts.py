@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import trio
 
 from moed.daemon.network.calls import Call, Method, Reply
 from moed.daemon.network.peers import Peers
+from moed.daemon.receipt_export import export_sheet, receipt_table, sums
 from moed.daemon.receipts import ReceiptBook
 from moed.daemon.store import Store
 from moed.protocol.addresses import Address
@@ -96,3 +98,27 @@ async def test_a_caller_that_vanishes_leaves_a_claim(tmp_path: Path) -> None:
         (signed,) = mine.receipts()
     signed.check(NETWORK_ID)
     assert signed.caller_signature is None
+
+
+async def test_receipts_are_exported_with_sums(tmp_path: Path) -> None:
+    """Every call with both signatures and their verdict; sums count the valid sheets alone."""
+    with Store(tmp_path / "a.db", make_genesis()) as mine, Store(tmp_path / "b.db", make_genesis()) as other:
+        server, caller = Node(1, mine), Node(2, other)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            await caller.run(nursery)
+            peer = await caller.peers.connect(address, None, timeout_s=5)
+            for _ in range(3):
+                await peer.call("echo", 1, deadline_s=5, hashed=True)
+            await until(lambda: sum(len(one.sheet.calls) for one in mine.receipts()) == 3)
+            nursery.cancel_scope.cancel()
+        sheets = [export_sheet(one, NETWORK_ID) for one in mine.receipts()]
+        foreign = [export_sheet(one, b"m" * 32) for one in mine.receipts()]
+    assert json.loads(json.dumps(sheets)) == sheets
+    (row,) = sums(sheets)
+    assert row["calls"] == 3
+    assert row["is_signed_by_both"]
+    assert row["server"] == server.identity.public_key.hex()
+    assert receipt_table([row]).rows[0][4] == "3"
+    assert not foreign[0]["is_valid"]
+    assert sums(foreign) == []
