@@ -1,8 +1,8 @@
 """The random numbers behind the published retention plots: ChaCha12 from a 64-bit seed, u16 uniforms, Box-Muller.
 
 The stream is that of Rust's ``rand`` 0.8 (``StdRng::seed_from_u64``, ``Uniform<u16>``): PCG32 stretches the seed to a
-key, the cipher is RFC 8439's with 12 rounds and a 64-bit counter, and a u16 under 65535 is the high half of a product with
-a 32-bit word, words in the biased zone skipped.
+key, the cipher is RFC 8439's with 12 rounds and a 64-bit counter, and a u16 under 65535 is the high half of its product
+with a 32-bit word, words in the biased zone skipped.
 """
 
 from __future__ import annotations
