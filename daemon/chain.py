@@ -6,10 +6,10 @@ is on the wire, a block before anybody is told of it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -20,8 +20,6 @@ from moed.consensus.blocks import (
     Commit,
     Proposal,
     Vote,
-    decode_block,
-    decode_commit,
 )
 from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
 from moed.consensus.mempool import Mempool
@@ -40,7 +38,7 @@ from moed.consensus.state import read_account
 from moed.consensus.transactions import Body, SignedTransaction, decode_transaction, sign_transaction
 from moed.consensus.transition import Executed, Head
 from moed.consensus.turns import power_of
-from moed.protocol.codec import Record, convert_record, decode_record, encode_record
+from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
@@ -49,27 +47,18 @@ from .network.errors import CallError
 from .network.peers import Priority
 from .signer import Signer
 from .store import Store
+from .sync import RunBlocking, Session, Sessions, Sync
 
 logger = structlog.get_logger()
 
 T = TypeVar("T")
-RunBlocking = Callable[..., Awaitable[Any]]
-"""Runs a blocking function elsewhere: ``trio.to_thread.run_sync`` in a daemon, inline on virtual time."""
-
 REGOSSIP_S = 1.0
 """How long a height may stand still before we say again what we know of it."""
-SYNC_BATCH = 64
-SYNC_DEADLINE_S = 10.0
-SYNC_PAUSE_S = 0.1
-"""Pause after a fetch that brought nothing: who claims a height again and again does not keep us busy."""
 MAX_TRANSACTIONS_TOLD = 100
 """Waiting transactions that a new peer is told of; the rest reach it in blocks."""
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 """Messages for the next height that are kept until we get there; all are of validators."""
-MAX_READERS = 2
-"""Requests for blocks that read the store at one time; it is shared with the one who writes blocks."""
-MAX_FAILURES_KEPT = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,38 +75,6 @@ class _Batch:
     peer: Session
     blocks: list[tuple[Block, Commit]]
     done: trio.Event
-
-
-class StatusNotice(Record, frozen=True, kw_only=True):
-    """How far a node's chain reaches."""
-
-    height: int
-
-
-class BlocksRequest(Record, frozen=True, kw_only=True):
-    """Asks for final blocks from a height on."""
-
-    start: int
-    limit: int
-
-
-class Session(Protocol):
-    """What the chain needs of a session with one peer."""
-
-    @property
-    def node_id(self) -> NodeId: ...
-
-    async def call(self, method: str, body: Any = None, *, deadline_s: float) -> Reply: ...
-
-    async def notify(self, method: str, body: Any = None, *, priority: Priority) -> None: ...
-
-    def drop(self) -> None: ...
-
-
-class Sessions(Protocol):
-    """What the chain needs of all sessions."""
-
-    def connected(self) -> Sequence[Session]: ...
 
 
 _Input = Proposal | Vote | Timeout | _Start | _Batch
@@ -153,11 +110,8 @@ class Chain:
         self._executed: dict[bytes, Executed] = {}
         self._early: list[Proposal | Vote] = []
         self._early_bytes = 0
-        self._peer_heights: dict[NodeId, int] = {}
-        self._sync_failures: dict[NodeId, int] = {}
-        self._readers = trio.CapacityLimiter(MAX_READERS)
+        self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
         self._new_block = trio.Event()
-        self._behind = trio.Event()
         self._progress = 0
 
     # what others ask of it
@@ -183,8 +137,8 @@ class Chain:
 
     @property
     def best_known_height(self) -> int:
-        """The greatest height that we or a connected peer claim."""
-        return max(self.head.height, *self._peer_heights.values(), 0)
+        """The greatest height that we have or have reason to believe in."""
+        return self._sync.best_known_height
 
     async def submit(self, body: Body) -> SignedTransaction:
         """Sign ``body`` as this node's next transaction and send it to the network; returns it.
@@ -228,8 +182,7 @@ class Chain:
             "chain.proposal": self._take_proposal,
             "chain.vote": self._take_vote,
             "chain.transaction": self._take_transaction,
-            "chain.status": self._take_status,
-            "chain.blocks": self._give_blocks,
+            **self._sync.handlers(),
         }
 
     async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -239,13 +192,13 @@ class Chain:
             self._nursery = nursery
             nursery.start_soon(self._decide)
             nursery.start_soon(self._regossip)
-            nursery.start_soon(self._sync)
+            nursery.start_soon(self._sync.run, peers)
             self._schedule_start()
             task_status.started()
 
     async def greet(self, peer: Session) -> None:
         """Tell a new peer how far we are, and what we know of the height under way."""
-        await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
+        await self._tell(peer, "chain.status", self._status())
         await self._tell_round(peer)
         # taken at once: while we send, blocks change the pool
         for transaction in list(islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD)):
@@ -253,7 +206,7 @@ class Chain:
 
     def forget(self, node_id: NodeId) -> None:
         """A peer is gone; its claims go with it."""
-        self._peer_heights.pop(node_id, None)
+        self._sync.forget(node_id)
 
     # what peers send
 
@@ -283,20 +236,6 @@ class Chain:
                 logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
         return Reply(None)
 
-    async def _take_status(self, call: Call) -> Reply:
-        notice = convert_record(call.body, StatusNotice)
-        self._peer_heights[call.peer.node_id] = notice.height
-        if notice.height > self.height:
-            self._behind.set()
-        return Reply(None)
-
-    async def _give_blocks(self, call: Call) -> Reply:
-        request = convert_record(call.body, BlocksRequest)
-        limit = max(0, min(request.limit, SYNC_BATCH))
-        async with self._readers:
-            rows = await self._run_blocking(self._store.encoded_blocks, request.start, limit, MAX_BLOCK_RECORD_BYTES)
-        return Reply([[block, commit] for block, commit in rows])
-
     async def _queue(self, message: Proposal | Vote, size_bytes: int) -> None:
         """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
         ahead = message.height - (self.height + 1)
@@ -305,7 +244,7 @@ class Chain:
         elif ahead == 1:
             self._keep_early(message, size_bytes)
         if ahead > 0:
-            self._behind.set()
+            self._sync.look()
 
     def _keep_early(self, message: Proposal | Vote, size_bytes: int) -> None:
         """Keep a message for the next height if one of the present validators signed it, and if there is room.
@@ -432,10 +371,16 @@ class Chain:
         reached.set()
         self._schedule_start()
         if self.height >= self.best_known_height:  # while catching up nobody waits for word of us
-            self._nursery.start_soon(self._broadcast, "chain.status", _body(StatusNotice(height=self.height)), None)
+            self._nursery.start_soon(self._broadcast, "chain.status", self._status(), None)
         early, self._early, self._early_bytes = self._early, [], 0
         for message in early:
             self._nursery.start_soon(self._queue, message, 0)
+
+    async def _take_fetched(self, peer: Session, blocks: list[tuple[Block, Commit]]) -> None:
+        """Hand fetched blocks to the deciding task, and wait until it took or refused them."""
+        batch = _Batch(peer, blocks, trio.Event())
+        await self._send.send(batch)
+        await batch.done.wait()
 
     async def _take_batch(self, batch: _Batch) -> None:
         """Follow final blocks from a peer; one that lies is cut off."""
@@ -482,6 +427,9 @@ class Chain:
 
     # telling others
 
+    def _status(self) -> dict[str, int]:
+        return {"height": self.height}
+
     async def _broadcast(self, method: str, body: Any, origin: NodeId | None) -> None:
         if self._peers is None:
             return
@@ -512,51 +460,9 @@ class Chain:
             if seen == self._progress and self._rounds.step != Step.WAITING and self._peers is not None:
                 for peer in self._peers.connected():
                     # one that asked us in vain has forgotten how far we are
-                    await self._tell(peer, "chain.status", _body(StatusNotice(height=self.height)))
+                    await self._tell(peer, "chain.status", self._status())
                     await self._tell_round(peer)
             seen = self._progress
-
-    async def _sync(self) -> None:
-        """Fetch final blocks from whoever is ahead, until nobody is."""
-        while True:
-            with trio.move_on_after(REGOSSIP_S * 5):
-                await self._behind.wait()
-            self._behind = trio.Event()
-            while (peer := self._peer_ahead()) is not None:
-                if not await self._fetch(peer):
-                    await trio.sleep(SYNC_PAUSE_S)
-
-    def _peer_ahead(self) -> Session | None:
-        """The peer to ask: of those that claim more than we have, the longest known of those that failed us least."""
-        if self._peers is None:
-            return None
-        ahead = [peer for peer in self._peers.connected() if self._peer_heights.get(peer.node_id, 0) > self.height]
-        return min(ahead, key=lambda peer: self._sync_failures.get(peer.node_id, 0), default=None)
-
-    async def _fetch(self, peer: Session) -> bool:
-        """Ask one peer for a batch and wait until it is taken. False if it brought nothing: its claim is forgotten."""
-        before = self.height
-        request = BlocksRequest(start=before + 1, limit=SYNC_BATCH)
-        try:
-            reply = await peer.call("chain.blocks", _body(request), deadline_s=SYNC_DEADLINE_S)
-            batch = _Batch(peer, _parse_blocks(reply.body), trio.Event())
-        except (CallError, RemoteProtocolError) as error:
-            logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
-        else:
-            await self._send.send(batch)
-            await batch.done.wait()
-        if self.height > before:
-            self._sync_failures.pop(peer.node_id, None)
-            return True
-        self.forget(peer.node_id)
-        if len(self._sync_failures) == MAX_FAILURES_KEPT:
-            self._sync_failures.pop(next(iter(self._sync_failures)))
-        self._sync_failures[peer.node_id] = self._sync_failures.get(peer.node_id, 0) + 1
-        return False
-
-
-def _body(record: Record) -> Any:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
 RecordT = TypeVar("RecordT", bound=Record)
@@ -566,13 +472,3 @@ def _parse(call: Call, kind: type[RecordT]) -> RecordT:
     if not isinstance(call.body, bytes):
         raise Refused("malformed", f"a {kind.__name__.lower()} travels as bytes")
     return decode_record(call.body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)
-
-
-def _parse_blocks(body: Any) -> list[tuple[Block, Commit]]:
-    """The blocks of an answer. Raises `Malformed` or `TooLarge`."""
-    rows = convert_record({"rows": body}, _BlockRows).rows
-    return [(decode_block(block), decode_commit(commit)) for block, commit in rows]
-
-
-class _BlockRows(Record, frozen=True, kw_only=True):
-    rows: tuple[tuple[bytes, bytes], ...]

@@ -26,13 +26,14 @@ from moed.models.validation import ValidatorBrain
 from moed.protocol.codec import convert_record
 from moed.protocol.identity import NodeId
 
-from .chain import Chain, RunBlocking
+from .chain import Chain
 from .control.api import ControlRefused
 from .discovery import Discovery
 from .forwarding import CompletionRequest
 from .network.calls import Call, Handler, Refused, Reply
 from .network.errors import CallError
 from .network.peers import Peers
+from .sync import RunBlocking
 from .weights_writer import WeightsWriter
 
 logger = structlog.get_logger()
