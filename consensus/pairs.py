@@ -24,7 +24,7 @@ from .bonds import (
     weights_for_bonds,
 )
 from .epoch_inputs import Flags
-from .fixedpoint import Bits, normalize, to_u16
+from .fixedpoint import Bits, normalize_near_one, to_u16
 
 ALL = slice(None)
 
@@ -98,7 +98,7 @@ class Pairs:
         """Bonds after this epoch: the moving average of old and new, for classic as shares of each miner."""
         old, alphas = self.old_bonds(miners), self.alphas(miners)
         if not self.rule.is_yuma_3:
-            return normalize(moving_average(self.bought_bonds(miners), old, alphas), axis=1)
+            return normalize_near_one(moving_average(self.bought_bonds(miners), old, alphas))
         bonds = moving_average(self.weights_for_bonds(miners), old, alphas)
         if self.rule.is_liquid and self.consensus.any():
             return liquid_average(bonds, self._has_entry(miners))

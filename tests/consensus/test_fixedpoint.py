@@ -29,6 +29,7 @@ from moed.consensus.fixedpoint import (
     multiply,
     multiply_shares,
     normalize,
+    normalize_near_one,
     ratio,
     to_u16,
 )
@@ -237,3 +238,23 @@ def test_published_first_chain_consensus(published_vectors: Reader) -> None:
     large = legacy["large_graph"]
     trusted = logistic(one(large["rho"] * (ratio(large["trust_u16"], U16_MAX) - kappa)))
     assert to_u16(trusted).tolist() == [large["consensus_u16"]]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, ONE), min_size=4, max_size=4), min_size=1, max_size=8),
+    st.integers(0, 3 * (1 << 16)),
+)
+def test_normalising_near_one_is_normalising(rows: list[list[int]], short: int) -> None:
+    """Rows made to sum to 1.0 but for a little, or for more, or to nothing: the quick way gives the slow one's bits."""
+    values = normalize(np.array(rows, np.int64), axis=1)
+    values[:, 0] = np.maximum(values[:, 0] - short, 0)
+    assert (normalize_near_one(values) == normalize(values, axis=1)).all()
+
+
+def test_normalising_near_one_at_its_limits() -> None:
+    """One value that is all of the row, and rows just inside and outside of what the quick way takes."""
+    for short in (0, 1, 2, 65_535, 65_536, 65_537, ONE - 1):
+        for first in (0, 1, ONE // 2, ONE - short):
+            row = np.array([[first, ONE - short - first]], np.int64)
+            if row.min() >= 0:
+                assert (normalize_near_one(row) == normalize(row, axis=1)).all(), (short, first)
