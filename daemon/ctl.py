@@ -153,7 +153,7 @@ def dht() -> None:
 @_json_option
 @click.pass_obj
 def get(target: Target, key: str, as_json: bool) -> None:
-    """Records under KEY, asked of the network now: peer:NODE_ID, topic:NAME or 40 hexadecimal digits."""
+    """Records under KEY, asked of the network now: peer:NODE_ID, topic:NAME, all:NAME or 40 hexadecimal digits."""
     _emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/get", {"key": key}), as_json, "dht_get")
 
 

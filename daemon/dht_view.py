@@ -31,7 +31,12 @@ class DhtView:
         self._describe = describe
 
     async def get(self, key: str) -> dict[str, Any]:
-        """The records under ``key``: peer:ID, topic:NAME or 40 hexadecimal digits of the key itself."""
+        """The records under ``key``: peer:ID, topic:NAME, all:NAME or 40 hexadecimal digits of the key.
+
+        ``all`` lists every owner of a topic that is kept in parts, such as here.
+        """
+        if key.startswith("all:"):
+            return await self._everybody(key.removeprefix("all:"))
         place = key_of(key)
         steps: list[Step] = []
         started = trio.current_time()
@@ -41,6 +46,19 @@ class DhtView:
             "records": [_record_row(record) for record in found.records],
             "answered_by": found.values,
             "asked": found.asked,
+            "took_ms": _ms(trio.current_time() - started),
+        }
+
+    async def _everybody(self, topic: str) -> dict[str, Any]:
+        """All entries of a topic that is kept in parts."""
+        place = key_of(f"topic:{topic}")
+        started = trio.current_time()
+        entries = await self._dht.find_everybody(topic)
+        return {
+            "key": place.hex(),
+            "records": [_record_row(entry) for entry in entries],
+            "answered_by": 0,
+            "asked": 0,
             "took_ms": _ms(trio.current_time() - started),
         }
 
@@ -91,7 +109,10 @@ def key_of(text: str) -> bytes:
     if kind in ("", "peer") and _HEX_ID.match(name):
         return key_of_peer(bytes.fromhex(name)) if kind else bytes.fromhex(name)
     raise ControlRefused(
-        400, "bad_key", "a key is peer:NODE_ID, topic:NAME or 40 hexadecimal digits", "see `moectl dht get --help`"
+        400,
+        "bad_key",
+        "a key is peer:NODE_ID, topic:NAME, all:NAME or 40 hexadecimal digits",
+        "see `moectl dht get --help`",
     )
 
 

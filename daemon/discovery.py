@@ -73,6 +73,8 @@ class Discovery:
         accepted = await self._dht.publish_peer(self.describe())
         for topic in (TOPIC_HERE, *self.topics):
             await self._dht.announce(topic)
+        # one set of one node holds 64 owners; the parts hold everybody, for those who want to list them all
+        await self._dht.announce_in_part(TOPIC_HERE)
         logger.debug("discovery.published", accepted_by=accepted)
 
     async def run(self) -> None:

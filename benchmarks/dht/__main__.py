@@ -235,11 +235,9 @@ def with_liars(size: int) -> list[Row]:
 
 
 def beside_a_flood() -> list[Row]:
-    """Turns with and without the flood, so that a busy machine disturbs both alike."""
-    quiet, flooded = [], []
-    for _ in range(REPEATS):
-        quiet.append(trio.run(partial(loopback.look_ups_per_s, loopback.FLOOD_S, flooded=False)))
-        flooded.append(trio.run(partial(loopback.look_ups_per_s, loopback.FLOOD_S, flooded=True)))
+    """Within each repeat the flood is measured between two quiet times, so that a busy machine disturbs both alike."""
+    turns = [trio.run(loopback.look_ups_beside_a_flood, loopback.FLOOD_S) for _ in range(REPEATS)]
+    flooded, quiet = [turn[0] for turn in turns], [turn[1] for turn in turns]
     lost = [1 - with_it / without for with_it, without in zip(flooded, quiet, strict=True)]
     return [
         compared("look-ups of others, flooded", "per s", flooded, quiet, None, "the same, not flooded"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import importlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import count
+from typing import Any
 
 import trio
 
@@ -99,6 +101,9 @@ class VirtualPort:
     def reaches(self, host: str) -> bool:
         return True
 
+    def block(self, addresses: Sequence[Address]) -> bool:
+        return False
+
     async def receive(self) -> list[tuple[bytes, Address]]:
         if not self._arrived:
             self._news = trio.Event()
@@ -115,7 +120,7 @@ class VirtualPort:
 @contextmanager
 def same_schedule(seed: int) -> Iterator[None]:
     """Make trio's choice among tasks that are ready the same in every run (trio shuffles them on purpose)."""
-    run = trio._core._run  # no public way
+    run: Any = importlib.import_module("trio._core._run")  # there is no public way
     before = run._r, run._ALLOW_DETERMINISTIC_SCHEDULING
     run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = random.Random(seed), True
     try:

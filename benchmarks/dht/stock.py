@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import trio
-import trio_asyncio
 
 from moed.daemon.network.datagrams import Address
 
@@ -33,6 +32,7 @@ class StockNodes:
     def __init__(self, network: VirtualNetwork, seed: int) -> None:
         self._library: Any = importlib.import_module("kademlia.network")
         self._crawling: Any = importlib.import_module("kademlia.crawling")
+        self._as_trio: Any = importlib.import_module("trio_asyncio").aio_as_trio
         self._digest: Any = importlib.import_module("kademlia.utils").digest
         self.network = network
         self.rng = random.Random(seed)
@@ -68,7 +68,7 @@ class StockNodes:
             server = self.all[self.rng.choice(others or list(seekers))][0]
             rounds = _count_rounds(self._crawling)
             started_s = trio.current_time()
-            value = await trio_asyncio.aio_as_trio(server.get)(f"node {owner}")
+            value = await self._as_trio(server.get)(f"node {owner}")
             gets.times_s.append(trio.current_time() - started_s)
             gets.hops.append(rounds.stop())
             gets.found += value == f"address {owner}"
@@ -87,11 +87,11 @@ class StockNodes:
         doors = list(self._joined)
         self.all.append((server, address))
         if doors:
-            await trio_asyncio.aio_as_trio(server.bootstrap)([self.rng.choice(doors)])
+            await self._as_trio(server.bootstrap)([self.rng.choice(doors)])
         self._joined.append(address)
 
     async def _set(self, number: int) -> None:
-        await trio_asyncio.aio_as_trio(self.all[number][0].set)(f"node {number}", f"address {number}")
+        await self._as_trio(self.all[number][0].set)(f"node {number}", f"address {number}")
 
 
 class _count_rounds:  # noqa: N801  # reads as the verb it is where it is used

@@ -11,17 +11,21 @@ import errno
 import os
 import socket as stdlib_socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import structlog
 import trio
 
+from .flood_filter import drop_from
+
 Address: TypeAlias = tuple[str, int]
 """A numeric host and a port; IPv4 in its plain form, also on a socket that serves both families."""
 
 RECEIVE_BYTES = 2048
-BATCH = 64
+BATCH = 256
+RECEIVE_BUFFER_BYTES = 4 << 20
+"""Asked of the system, which gives what it may: room for a flood while this process waits for its turn."""
 LOG_EVERY_S = 10.0
 
 logger = structlog.get_logger(__name__)
@@ -36,6 +40,9 @@ class DatagramPort(Protocol):
     def reaches(self, host: str) -> bool:
         """Whether datagrams can go to this numeric ``host`` at all: its family is one of ours."""
 
+    def block(self, addresses: Sequence[Address]) -> bool:
+        """Drop what comes from ``addresses``, and only that, before it is received; whether this port can."""
+
     async def receive(self) -> list[tuple[bytes, Address]]:
         """Wait for datagrams; returns at least one attempt's worth, possibly none."""
 
@@ -47,6 +54,7 @@ class UdpPort:
         # trio's socket sends only by awaiting; the protocol sends from plain functions.
         self._socket = stdlib_socket.socket(fileno=os.dup(socket.fileno()))
         self._socket.setblocking(False)
+        self._socket.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._is_v6 = self._socket.family == stdlib_socket.AF_INET6
         self.unsent = 0
         """Datagrams that the system did not take (full buffer, no route)."""
@@ -76,6 +84,10 @@ class UdpPort:
             host = address[0].removeprefix("::ffff:") if self._is_v6 and "." in address[0] else address[0]
             batch.append((data, (host, address[1])))
         return batch
+
+    def block(self, addresses: Sequence[Address]) -> bool:
+        """Drop what comes from ``addresses``, and only that, before it is received; whether the system does so."""
+        return drop_from(self._socket, addresses)
 
     def close(self) -> None:
         """Close the duplicate; a second call does nothing."""

@@ -35,7 +35,7 @@ from moed.protocol.records import (
 from .datagrams import Address, DatagramPort, PortTransport, UdpPort
 from .library import current_loop, open_loop
 from .newcomers import Newcomers
-from .routing import random_id_in
+from .routing import REFRESH_AFTER_S, random_id_in
 from .rpc import AuthenticatedProtocol, SignedStorage, host_group
 from .search import Found, Search, Step
 
@@ -46,8 +46,11 @@ WITHDRAW_TIMEOUT_S = 3.0
 KNOCKS = 3
 """How often an address that may be a node is tried before it is given up."""
 UPKEEP_EVERY_S = 5.0
+LISTED_AT_ONCE = 16
+FEW_CONTACTS = 4
 LOOK_AROUND_EVERY_S = 60.0
-"""A node that knows fewer than half of k others asks them again for its neighbours this often: they may know more."""
+"""A node that knows fewer others asks them for its neighbours again after this time, and after twice as long each time
+that it stays so: they may know more by now."""
 STORING_TAKES_S = 30.0
 """After this, storing a record is taken to have been cut off, and upkeep does it again."""
 
@@ -116,7 +119,6 @@ class Dht:
         self._now_s = now_s
         self._resolve = resolve or resolve_name
         self._remembered = tuple(remembered)
-        self._k = k
         self._replicas = min(replicas or k, k)
         self._record_ttl_s = record_ttl_s
         self._republish_s = republish_s
@@ -141,7 +143,8 @@ class Dht:
         self._serving = trio.Event()
         self._has_joined = False
         self._was_alone = False
-        self._looked_around_at_s = 0.0
+        self._look_around_at_s = 0.0
+        self._look_around_pause_s = LOOK_AROUND_EVERY_S
 
     async def run(
         self,
@@ -163,7 +166,7 @@ class Dht:
     async def serve(self, port: DatagramPort, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve on any datagram ``port`` until cancelled: `run` without a socket."""
         async with _asyncio_loop() as loop:
-            self._protocol.attach(loop, PortTransport(port), port.reaches)
+            self._protocol.attach(loop, PortTransport(port), port)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, port)
@@ -273,6 +276,28 @@ class Dht:
         """Whether this node itself keeps a record under ``key``."""
         return bool(self._records.get(key, self._now_s()))
 
+    async def announce_in_part(self, topic: str, note: bytes = b"") -> int:
+        """`announce` under the part of ``topic`` that our id belongs to, for topics of more owners than one set holds.
+
+        `find_everybody` reads all parts. Returns how many nodes accepted.
+        """
+        return await self.announce(part_of(topic, self._identity.node_id), note)
+
+    async def find_everybody(self, topic: str) -> list[TopicEntry]:
+        """The entries of all parts of ``topic`` and of the topic itself, one for each owner, ordered by owner."""
+        entries: dict[bytes, TopicEntry] = {}
+        topics = [topic, *(f"{topic}/{number:02x}" for number in range(256))]
+
+        async def find(some: list[str]) -> None:
+            for each in some:
+                for entry in await self.find_topic(each):
+                    entries[entry.owner] = entry
+
+        async with trio.open_nursery() as nursery:
+            for start in range(LISTED_AT_ONCE):
+                nursery.start_soon(find, topics[start::LISTED_AT_ONCE])
+        return [entries[owner] for owner in sorted(entries)]
+
     def contacts(self) -> list[Contact]:
         """Every node whose key and address are proven, the last heard first."""
         contacts = [peer.contact for peer in self._protocol.router.peers()]
@@ -304,9 +329,12 @@ class Dht:
 
     async def _look_around_if_few(self, now_s: float) -> None:
         """Whoever let us in may have been new or lying itself: with few contacts, look for our neighbours again."""
-        is_few = 0 < len(self._protocol.router.peers()) < self._k // 2
-        if is_few and now_s - self._looked_around_at_s >= LOOK_AROUND_EVERY_S:
-            self._looked_around_at_s = now_s
+        known = len(self._protocol.router.peers())
+        if known >= FEW_CONTACTS:
+            self._look_around_pause_s = LOOK_AROUND_EVERY_S
+        elif known and now_s >= self._look_around_at_s:
+            self._look_around_at_s = now_s + self._look_around_pause_s
+            self._look_around_pause_s = min(2 * self._look_around_pause_s, REFRESH_AFTER_S)
             await self._search.find_nodes(self._identity.node_id)
             await self._search.find_nodes(self._rng.randbytes(len(self._identity.node_id)))
 
@@ -395,6 +423,7 @@ class Dht:
             await trio.sleep(UPKEEP_EVERY_S)
             now_s = self._now_s()
             self._records.expire(now_s)
+            self._protocol.forgive_floods()
             await self._return_if_alone()
             await self._look_around_if_few(now_s)
             for bucket in self._protocol.router.lonely_buckets():
@@ -402,6 +431,11 @@ class Dht:
             for key, kept in list(self._published.items()):
                 if kept.due_at_s <= now_s and self._published.get(key) is kept:
                     await self._renew(kept)
+
+
+def part_of(topic: str, node_id: bytes) -> str:
+    """The topic that entries of this node go to when ``topic`` is cut into 256 parts."""
+    return f"{topic}/{node_id[0]:02x}"
 
 
 async def resolve_name(host: str, port: int) -> list[Address]:

@@ -121,6 +121,13 @@ class Table(RoutingTable[Bucket]):
                 break
         return found[:k]
 
+    def nearest(self, target: bytes, asker: bytes | None = None) -> list[Peer]:
+        """The k contacts nearest to ``target``, without ``asker``; a contact with this very id comes first."""
+        exclude = None if asker is None else Node(asker)
+        exact = None if target == asker else self.peer(target)
+        found = self.find_neighbors(Node(target), exclude=exclude)
+        return found if exact is None else [exact, *found][: self.ksize]
+
     def lonely_buckets(self) -> list[Bucket]:
         before = self._now_s() - REFRESH_AFTER_S
         return [bucket for bucket in self.buckets if bucket.last_updated < before]

@@ -30,7 +30,8 @@ from moed.protocol.record_store import RecordStore
 from moed.protocol.round_trips import RoundTrips
 from moed.protocol.throttle import Throttle
 
-from .datagrams import Address, Drops
+from .datagrams import Address, DatagramPort, Drops
+from .floods import Floods
 from .library import IStorage, KademliaProtocol, Node
 from .routing import Peer, Table
 
@@ -128,6 +129,7 @@ class AuthenticatedProtocol(KademliaProtocol):
         self.router = Table(k, self.source_node, now_s, on_unproven)
         self.round_trips = RoundTrips()
         self.drops = Drops(now_s)
+        self._floods = Floods(now_s)
         self.answered = 0
         """Questions of others that were answered."""
 
@@ -139,11 +141,12 @@ class AuthenticatedProtocol(KademliaProtocol):
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.DatagramTransport,
-        reaches: Callable[[str], bool],
+        port: DatagramPort,
     ) -> None:
-        """Start to send through ``transport``, which ``reaches`` some hosts, with timers on ``loop``."""
+        """Start to send through ``transport``, which is a face of ``port``, with timers on ``loop``."""
         self._loop = loop
-        self.reaches = reaches
+        self.reaches = port.reaches
+        self._floods.block = port.block
         self.connection_made(transport)
 
     def detach(self) -> None:
@@ -183,6 +186,7 @@ class AuthenticatedProtocol(KademliaProtocol):
         try:
             if not self._is_admitted(addr):
                 self.drops.count("rate_limited", addr)
+                self._floods.refused(addr)
                 return
             opened = self._opener.open(data, self._now_s())
             message = queries.split_body(opened.body)
@@ -195,6 +199,10 @@ class AuthenticatedProtocol(KademliaProtocol):
         except Exception:  # supervision point: a datagram that finds a bug must not be a kill switch for every node
             if self.drops.count("bug", addr):
                 logger.exception("dht.datagram_bug")
+
+    def forgive_floods(self) -> None:
+        """Listen again to addresses that were shut out for long enough."""
+        self._floods.forgive()
 
     def rpc_stun(self, sender: Address) -> list[object]:
         return list(sender)
@@ -215,7 +223,7 @@ class AuthenticatedProtocol(KademliaProtocol):
 
     def rpc_find_node(self, asker: bytes, key: bytes, budget_bytes: int) -> list[tuple[bytes, str, int]]:
         """The contacts nearest to ``key`` that answered when last asked, as many as the budget takes."""
-        near = self.router.find_neighbors(Node(key), exclude=Node(asker))
+        near = self.router.nearest(key, asker)
         return queries.fit_neighbors(
             [(peer.id, peer.ip, peer.port) for peer in near if not peer.failures], budget_bytes
         )

@@ -201,7 +201,7 @@ class Search:
     def _starts(self, target: bytes) -> list[Contact]:
         router = self.protocol.router
         router.buckets[router.get_bucket_for(Node(target))].touch_last_updated()
-        return [peer.contact for peer in router.find_neighbors(Node(target))]
+        return [peer.contact for peer in router.nearest(target)]
 
     async def _ask(self, target: Contact | Address, query: Query) -> Answer | None:
         outcome: Answer | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_t2_the_pool_reports_its_capacity(network: Network) -> None:
     assert len(capacity["nodes"]) == 6
     assert capacity["total"]["matmul_flops_per_s"] == sum(device["matmul_flops_per_s"] for device in devices) > 0
     assert capacity["total"]["memory_bytes"] == sum(device["total_bytes"] for device in devices)
+
+
+def test_t3_anyone_contributes_and_benefits(network: Network) -> None:
+    """A miner that nobody named in the genesis serves rows to others, is paid for it, and uses the pool itself."""
+    for name in network.miners[:2]:
+        client = network.client(name)
+        status = client.get("/v1/status")
+        assert status["node_id"] not in json.dumps(network.genesis)
+        assert any(row.get("rows_served", 0) > 0 for row in client.get("/v1/experts"))
+        (ranked,) = [row for row in network.rankings["miners"] if row["node_id"] == status["node_id"]]
+        assert ranked["balance"] > 0
+        answer = client.post("/v1/complete", {"prompt": "The import statement ", "max_bytes": 8, "temperature": 0.0})
+        assert answer["text"]
+        assert set(answer["experts"]) - {str(status["uid"])}, "only its own model answered"
 
 
 def test_b1_no_server_is_needed_for_a_query(network: Network) -> None:

@@ -126,3 +126,111 @@ def test_a_liar_cannot_aim_the_questions_at_one_address_nor_fill_memory() -> Non
     assert victims == 3
     flooded = Lookup(bytes(20), b"self" * 5, [contact(number) for number in range(5000)], k=K, alpha=ALPHA)
     assert len(flooded._paths[0].known) == len(flooded._paths[0].order) == 16 * K
+
+
+def test_paths_ask_nobody_twice_and_share_no_rumour() -> None:
+    """Three paths never ask one node twice, and what a node names is asked by the path that met it alone."""
+    nodes = [contact(number) for number in range(200)]
+    rng = random.Random(5)
+    known = tables(nodes, rng)
+    target = rng.randbytes(20)
+    lookup = Lookup(target, b"self" * 5, nearest(nodes[:60], target, K), k=K, alpha=ALPHA, paths=3)
+    asked: list[Contact] = []
+    open_questions: list[Contact] = []
+    named_by_path: dict[int, set[NodeId]] = {path: set() for path in range(3)}
+    starts = {each.node_id for each in nearest(nodes[:60], target, K)}
+    while not lookup.is_finished:
+        new = lookup.next_queries()
+        for each in new:
+            path, hop = lookup.place_of(each)
+            assert hop == 1 or each.node_id in named_by_path[path]
+            assert (hop == 1) == (each.node_id in starts)
+        asked += new
+        open_questions += new
+        current = open_questions.pop(rng.randrange(len(open_questions)))
+        answer = nearest(known[current.node_id], target, K)
+        named_by_path[lookup.place_of(current)[0]] |= {each.node_id for each in answer}
+        lookup.on_answer(current, answer)
+    assert len({each.node_id for each in asked}) == len(asked)
+    assert lookup.nearest()[0] == nearest(nodes, target, 1)[0]
+    assert len(asked) >= 3 * (3 * K // 6)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32))
+def test_one_liar_on_the_way_hides_no_value(seed: int) -> None:
+    """A liar among the starts that names a hundred false nodes at the target keeps nobody from the values."""
+    rng = random.Random(seed)
+    nodes = [contact(number) for number in range(150)]
+    known = tables(nodes, rng)
+    target = rng.randbytes(20)
+    holders = {each.node_id for each in nearest(nodes, target, K)}
+    starts = rng.sample([each for each in nodes if each.node_id not in holders], 6)
+    liar = nearest(starts, target, 1)[0]
+    false = [
+        Contact(NodeId((int.from_bytes(target, "big") ^ number).to_bytes(20, "big")), f"192.0.2.{number}", 53)
+        for number in range(1, 101)
+    ]
+    lookup = Lookup(target, b"self" * 5, starts, k=K, alpha=ALPHA, paths=3, enough_values=K // 2 + 1)
+    open_questions: list[Contact] = []
+    while not lookup.is_finished:
+        open_questions += lookup.next_queries()
+        current = open_questions.pop(rng.randrange(len(open_questions)))
+        if current == liar:
+            lookup.on_answer(current, false)
+        elif current in false:
+            lookup.on_failure(current)
+        else:
+            answer = nearest(known[current.node_id], target, K)
+            lookup.on_answer(current, answer, has_value=current.node_id in holders)
+    assert lookup.values == K // 2 + 1
+    # no more than it takes to see that the liar's names are false
+    assert lookup.asked < 3 * K + 20
+
+
+def test_false_names_are_dropped_after_three_failures() -> None:
+    """Of a liar's eight names three are tried; of an honest node's names with two dead ones all are."""
+    # the farthest of them names the others, so that they are asked one by one as the search closes in
+    *names, who = nearest([contact(number) for number in range(9)], bytes(20), 9)
+    for answers, expected in ((0, 3), (6, 8)):
+        lookup = Lookup(bytes(20), b"self" * 5, [who], k=K, alpha=1)
+        assert lookup.next_queries() == [who]
+        lookup.on_answer(who, names)
+        asked = 0
+        while not lookup.is_finished:
+            for each in lookup.next_queries():
+                asked += 1
+                if asked > 8 - answers:
+                    lookup.on_answer(each, [])
+                else:
+                    lookup.on_failure(each)
+        assert asked == expected
+
+
+def test_a_slow_node_is_passed_by_and_still_heard() -> None:
+    """Once a node is slow another is asked beside it; its late answer counts as any other."""
+    nodes = [contact(number) for number in range(6)]
+    lookup = Lookup(bytes(20), b"self" * 5, nodes, k=K, alpha=1)
+    (slow,) = lookup.next_queries()
+    assert lookup.next_queries() == []
+    lookup.on_slow(slow)
+    (other,) = lookup.next_queries()
+    lookup.on_answer(other, [])
+    lookup.on_answer(slow, [])
+    while not lookup.is_finished:
+        for each in lookup.next_queries():
+            lookup.on_answer(each, [])
+    assert slow in lookup.nearest()
+
+
+def test_the_fastest_majority_ends_a_search_for_values() -> None:
+    """With ``spare`` so many more are asked at once, and the first who have enough values decide."""
+    nodes = [contact(number) for number in range(20)]
+    lookup = Lookup(bytes(20), b"self" * 5, nodes, k=20, alpha=ALPHA, paths=3, enough_values=11, spare=9)
+    asked = lookup.next_queries()
+    assert len(asked) == 20
+    for each in asked[:11]:
+        assert not lookup.is_finished
+        lookup.on_answer(each, [], has_value=True)
+    assert lookup.is_finished
+    assert lookup.value_hop == 1

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -21,6 +25,7 @@ class DatagramNetwork:
     round_trip_s: float = 0.1
     loss: float = 0.0
     ports: dict[Address, MemoryPort] = field(default_factory=dict)
+    keep_captured: bool = True
     captured: list[tuple[bytes, Address, Address]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -33,7 +38,8 @@ class DatagramNetwork:
         return self.ports[address]
 
     def carry(self, data: bytes, source: Address, target: Address) -> None:
-        self.captured.append((data, source, target))
+        if self.keep_captured:
+            self.captured.append((data, source, target))
         port = self.ports.get(target)
         if port is None or self.rng.random() < self.loss:
             return
@@ -58,6 +64,9 @@ class MemoryPort:
     def reaches(self, host: str) -> bool:
         return True
 
+    def block(self, addresses: Sequence[Address]) -> bool:
+        return False
+
     def accept(self, arrival_s: float, data: bytes, source: Address) -> None:
         if not self.is_dead:
             self._arriving.append((arrival_s, data, source))
@@ -77,3 +86,15 @@ class MemoryPort:
             self._arriving = [each for each in self._arriving if each[0] > now_s]
             if due:
                 return [(data, source) for _, data, source in due]
+
+
+@contextmanager
+def same_schedule(seed: int) -> Iterator[None]:
+    """Make trio's choice among tasks that are ready the same in every run; trio shuffles them on purpose."""
+    run: Any = importlib.import_module("trio._core._run")  # there is no public way
+    before = run._r, run._ALLOW_DETERMINISTIC_SCHEDULING
+    run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = random.Random(seed), True
+    try:
+        yield
+    finally:
+        run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = before

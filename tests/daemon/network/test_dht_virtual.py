@@ -8,10 +8,14 @@ import structlog
 import trio
 from trio.testing import MockClock
 
+from moed.daemon.network.dht import Dht
 from moed.daemon.network.library import open_loop
+from moed.daemon.network.routing import Peer
+from moed.protocol import queries
 from moed.protocol.envelope import HEADER_BYTES, MAX_AMPLIFICATION, MAX_DATAGRAM_BYTES
+from moed.protocol.queries import Contact
 from moed.protocol.records import PeerRecord, key_of_peer
-from support.datagram_network import DatagramNetwork
+from support.datagram_network import DatagramNetwork, same_schedule
 from support.dht_nodes import EPOCH_S, VirtualNodes, identity
 
 
@@ -135,3 +139,73 @@ async def test_an_idle_network_refreshes_its_buckets(autojump_clock: MockClock) 
         assert len(network.captured) > 10
         assert all(len(dht.contacts()) == 9 for dht in nodes.dhts)
         nursery.cancel_scope.cancel()
+
+
+async def test_liars_cannot_pass_off_an_older_record(autojump_clock: MockClock) -> None:
+    """With a third of all nodes replaying a record that its owner has replaced, everybody gets the newest one."""
+    async with open_loop(), trio.open_nursery() as nursery:
+        nodes = VirtualNodes(nursery, DatagramNetwork(seed=7))
+        await nodes.add(30)
+        owner = nodes.dhts[0]
+        key = key_of_peer(identity(0).node_id)
+        await owner.publish_peer(record_of(1))
+        old = {number: dht._records.get(key, EPOCH_S + trio.current_time()) for number, dht in enumerate(nodes.dhts)}
+        await owner.publish_peer(record_of(2))
+        holders = [number for number in range(1, 30) if old[number]]
+        for number in holders[: len(holders) * 2 // 5]:
+            replay(nodes.dhts[number], old[number])
+        for dht in nodes.dhts[1:]:
+            dht._records.expire(EPOCH_S + 1e9)  # its own copy must not help it
+            found = await dht.find_peer(identity(0).node_id)
+            assert found is not None
+            assert found.addresses == record_of(2).addresses
+            await owner.publish_peer(record_of(2))
+        nursery.cancel_scope.cancel()
+
+
+def replay(dht: Dht, old: list[bytes]) -> None:
+    """From now on this node answers with ``old``, whatever it is given, and names nobody."""
+
+    def rpc_find_value(asker: bytes, key: bytes, offset: int, budget_bytes: int) -> queries.Found:
+        return queries.Found(value=old)
+
+    setattr(dht._protocol, "rpc_find_value", rpc_find_value)  # noqa: B010  # a method may not be assigned
+
+
+async def test_a_node_without_ipv6_asks_no_ipv6_neighbours(autojump_clock: MockClock) -> None:
+    """Neighbours of a family that the port does not reach are left out, and cost no time-out."""
+    async with open_loop(), trio.open_nursery() as nursery:
+        network = DatagramNetwork(seed=8)
+        nodes = VirtualNodes(nursery, network)
+        await nodes.add(3)
+        far = Peer(Contact(identity(900).node_id, "2001:db8::1", 9000))
+        nodes.dhts[0]._protocol.router.add_contact(far)
+        seeker = nodes.dhts[2]
+        for reaches_all in (True, False):
+            seeker._protocol.reaches = (lambda host: True) if reaches_all else (lambda host: ":" not in host)
+            network.captured.clear()
+            await seeker.nearest(identity(900).node_id)
+            asked = {target[0] for _, source, target in network.captured if source == nodes.ports[2].address}
+            assert ("2001:db8::1" in asked) == reaches_all
+        nursery.cancel_scope.cancel()
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    """Two runs on virtual time carry the very same datagrams at the very same moments."""
+
+    async def run() -> list[bytes]:
+        async with open_loop(), trio.open_nursery() as nursery:
+            network = DatagramNetwork(seed=9)
+            nodes = VirtualNodes(nursery, network)
+            await nodes.add(12)
+            for number, dht in enumerate(nodes.dhts):
+                await dht.publish_peer(record_of(number))
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+            return [data for data, _, _ in network.captured]
+
+    traces = []
+    for _ in range(2):
+        with same_schedule(3):
+            traces.append(trio.run(run, clock=MockClock(autojump_threshold=0)))
+    assert traces[0] == traces[1]

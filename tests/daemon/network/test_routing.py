@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from moed.daemon.network.library import Node
 from moed.daemon.network.routing import (
     MAX_FAILURES,
+    MAX_PER_SUBNET,
     REFRESH_AFTER_S,
     Peer,
     Table,
@@ -177,3 +178,29 @@ def test_a_flood_of_ids_cannot_fill_memory(count: int) -> None:
     assert len(table.peers()) < 60 * K
     table.add_contact(peer(0))
     assert table.peer(id_of(0)) is None, "we are no contact of our own"
+
+
+def test_a_subnet_fills_no_bucket() -> None:
+    """Of many public addresses of one /24 three are in a bucket; private ones, which say nothing, may fill it."""
+    table, _ = table_of(0, [])
+    for number in range(1, K + 1):
+        table.add_contact(Peer(Contact(id_of((1 << 159) + number), f"8.8.8.{number}", 9000)))
+    assert len(table.peers()) == MAX_PER_SUBNET
+    table.add_contact(Peer(Contact(id_of((1 << 159) + 99), "8.8.9.1", 9000)))
+    assert len(table.peers()) == MAX_PER_SUBNET + 1
+    known = table.peers()[0].contact
+    table.add_contact(Peer(known))  # heard again: it stays
+    assert len(table.peers()) == MAX_PER_SUBNET + 1
+    local, _ = table_of(0, [])
+    for number in range(1, K + 1):
+        local.add_contact(Peer(Contact(id_of((1 << 159) + number), f"10.0.0.{number}", 9000)))
+    assert len(local.peers()) == K
+
+
+def test_a_contact_with_the_very_id_comes_first_when_it_is_looked_for() -> None:
+    """`nearest` names the contact that has the target as its id, which the stock search leaves out."""
+    table, _ = table_of(5, list(range(10, 60)))
+    target = id_of(30)
+    assert table.nearest(target)[0].id == target
+    assert len(table.nearest(target)) == K
+    assert all(each.id != target for each in table.nearest(target, asker=target))
