@@ -48,6 +48,7 @@ from .views import NodeView
 logger = structlog.get_logger()
 
 BACKLOG = 256
+REMEMBER_FIRST_S = 3.0
 REMEMBER_S = 60.0
 MAX_REMEMBERED = 200
 
@@ -250,8 +251,10 @@ def _bind_error(error: OSError, name: str, host: str, port: int) -> NodeError:
 
 async def _remember(dht: Dht, store: Store) -> None:
     """Keep the DHT's contacts in the store, for a start at which every bootstrap is gone."""
+    pause_s = REMEMBER_FIRST_S
     while True:
-        await trio.sleep(REMEMBER_S)
+        await trio.sleep(pause_s)
+        pause_s = REMEMBER_S
         contacts = dht.contacts()[:MAX_REMEMBERED]
         rows = [(one.node_id, one.host, one.port, int(one.last_seen_s)) for one in contacts]
         if rows:
