@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from moed.protocol.errors import BadSignature
-from moed.protocol.receipts import SignedSheet
+from moed.protocol.receipts import CallReceipt, SignedSheet
 
 from .tables import Table, short, size
 
@@ -40,6 +40,11 @@ def export_sheet(signed: SignedSheet, network_id: bytes) -> dict[str, Any]:
             for call in sheet.calls
         ],
     }
+
+
+def _plain(call: CallReceipt) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(call)
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
 
 
 def sums(sheets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

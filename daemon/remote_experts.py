@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from moed.protocol.tensors import Array
 
 # Refusals that another place, or the same one later, would not repeat.
-_ELSEWHERE = frozenset({"queue_full", "stopping", "busy", "unknown_expert", "expert_failed", "unknown_method"})
+_ELSEWHERE = frozenset(
+    {"queue_full", "stopping", "busy", "unknown_expert", "expert_failed", "unknown_method", "strange_answer"}
+)
 _CODEC_WORD = {codec: "float32" if codec is Codec.NONE else codec.wire_name for codec in Codec}
 
 
@@ -136,6 +138,8 @@ class ExpertClient:
                 nursery.start_soon(run, peer, settled, nursery.cancel_scope)
                 with trio.move_on_after(self._hedge_after_s):
                     await settled.wait()
+                if nursery.cancel_scope.cancel_called:  # waking up for the failure hid it
+                    break
         if answers:
             return answers[0]
         raise failures[-1]

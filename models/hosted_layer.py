@@ -102,7 +102,8 @@ class HostedLayer:
             raise ShapeMismatch(f"expert {self.name!r}: a gradient that is not finite")
         x = _tensor(inputs).detach().requires_grad_()
         try:
-            torch.autograd.backward(self.module(x), at_output)
+            with torch.enable_grad():  # the caller may be inside a backward pass of its own
+                torch.autograd.backward(self.module(x), at_output)
         except RuntimeError as error:
             raise ExpertFailed(f"expert {self.name!r}: {error}") from error
         self._learn()

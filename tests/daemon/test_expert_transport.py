@@ -1,0 +1,113 @@
+"""The transport on its own thread: torch modules that ask real nodes, and go on when one dies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+import trio
+
+from moed.daemon.expert_transport import Place, ThreadTransport
+from moed.models.errors import NoAnswer, RowsUnanswered
+from moed.models.hosted_layer import HostedLayer
+from moed.models.remote import Ask, Patience, RemoteExpert, RemoteMixture
+from support.layers import WIDTH, make_layer, serving
+from support.peering import NETWORK_ID, identity_of
+
+NAMES = ("g.0.0", "g.0.1", "g.1.0", "g.1.1")
+
+
+class ServerThread:
+    """A node in a thread; `stop` ends it as a process ends."""
+
+    def __init__(self, number: int, *layers: HostedLayer) -> None:
+        self._ready, self._number, self._layers = threading.Event(), number, layers
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+        self._thread.start()
+        self._ready.wait()
+
+    async def _run(self) -> None:
+        self._stop, self._token = trio.Event(), trio.lowlevel.current_trio_token()
+        async with serving(self._number, *self._layers) as node:
+            self.place = Place(node.address, node.identity.node_id)
+            self._ready.set()
+            await self._stop.wait()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._token.run_sync_soon(self._stop.set)
+            self._thread.join()
+
+
+@contextmanager
+def servers(folder: Path) -> Iterator[tuple[ServerThread, ServerThread]]:
+    """Two nodes, two experts of the grid each."""
+    layers = [make_layer(folder, name) for name in NAMES]
+    one, two = ServerThread(1, *layers[:2]), ServerThread(2, *layers[2:])
+    try:
+        yield one, two
+    finally:
+        one.stop()
+        two.stop()
+
+
+def test_modules_ask_real_nodes_and_learn(tmp_path: Path) -> None:
+    """Steps through a mixture over two nodes make the loss fall: gate, input layer and experts learn together."""
+    with (
+        servers(tmp_path) as (one, two),
+        ThreadTransport(identity_of(9), NETWORK_ID, [one.place, two.place]) as transport,
+    ):
+        assert set(transport.reachable()) == set(NAMES)
+        torch.manual_seed(1)
+        mixture = RemoteMixture(transport, WIDTH, (2, 2), prefix="g.", k=2, k_min=2)
+        inputs, target = torch.randn(32, WIDTH), torch.randn(32, WIDTH)
+        losses = []
+        for _ in range(25):
+            x = inputs.clone().requires_grad_()
+            loss = (mixture(x).values - target).square().mean()
+            losses.append(loss.item())
+            torch.autograd.backward(loss)
+            with torch.no_grad():
+                for parameter in mixture.parameters():
+                    if parameter.grad is not None:
+                        parameter.sub_(parameter.grad, alpha=0.1)
+                        parameter.grad = None
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_dead_node_is_routed_around_without_nan(tmp_path: Path) -> None:
+    """The first call after it either names its rows or goes elsewhere, the next ones are whole."""
+    with (
+        servers(tmp_path) as (one, two),
+        ThreadTransport(identity_of(9), NETWORK_ID, [one.place, two.place]) as transport,
+    ):
+        mixture = RemoteMixture(transport, WIDTH, (2, 2), prefix="g.", k=2, k_min=2)
+        x = torch.randn(32, WIDTH)
+        assert mixture(x).answered.all()
+        two.stop()
+        with pytest.raises(RowsUnanswered) if "g.1.0" in transport.reachable() else nullcontext():
+            mixture(x)
+        mixed = mixture(x)
+        assert mixed.answered.all()
+        assert torch.isfinite(mixed.values).all()
+        assert set(transport.reachable()) == set(NAMES[:2])
+
+
+def test_a_closed_transport_answers_with_the_reason(tmp_path: Path) -> None:
+    """And so does an expert that nobody serves, while the others answer."""
+    server = ServerThread(1, make_layer(tmp_path, "x"))
+    try:
+        transport = ThreadTransport(identity_of(9), NETWORK_ID, [server.place])
+        rows = torch.zeros(2, WIDTH).numpy()
+        found, missing = transport.ask([Ask("x", rows), Ask("y", rows)], Patience(), lambda _answered: False)
+        assert not isinstance(found, NoAnswer)
+        assert isinstance(missing, NoAnswer)
+        transport.close()
+        with pytest.raises(RowsUnanswered, match="closed"):
+            RemoteExpert(transport, "x")(torch.zeros(2, WIDTH))
+    finally:
+        server.stop()

@@ -1,0 +1,92 @@
+"""A hosted layer: gradients as autograd's, learning by Adam, and checkpoints that go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moed.models.errors import ModelRefused, ShapeMismatch
+from moed.models.hosted_layer import HostedLayer, LayerSpec, open_layer
+
+WIDTH = 8
+ROWS = np.random.default_rng(1).standard_normal((5, WIDTH), dtype=np.float32)
+
+
+def layer(folder: Path, *, name: str = "x", kind: str = "ffn", rate: float = 1e-2, seed: int = 1) -> HostedLayer:
+    return open_layer(LayerSpec(name=name, layer=kind, width=WIDTH, learning_rate=rate), folder, seed)
+
+
+def test_gradients_are_autograds_own(tmp_path: Path) -> None:
+    """Forward and backward through the hosted layer are those of its module; at rate 0 nothing is learned."""
+    hosted = layer(tmp_path, rate=0.0)
+    x = torch.from_numpy(ROWS.copy()).requires_grad_()
+    y = hosted.module(x)
+    torch.autograd.backward(y.square().sum())
+    assert x.grad is not None
+    assert np.allclose(hosted.forward(ROWS), y.detach().numpy(), atol=1e-6)
+    assert np.allclose(hosted.backward(ROWS, 2 * y.detach().numpy()), x.grad.numpy(), atol=1e-5)
+    assert hosted.training_steps == 0
+    assert np.array_equal(hosted.forward(ROWS), layer(tmp_path, name="y", rate=0.0).forward(ROWS))
+
+
+def test_it_learns_from_its_callers(tmp_path: Path) -> None:
+    """Steps against the gradient of a squared error make the error fall."""
+    hosted, target = layer(tmp_path), np.tanh(ROWS)
+    errors = []
+    for _ in range(60):
+        difference = hosted.forward(ROWS) - target
+        errors.append(float((difference**2).mean()))
+        hosted.backward(ROWS, 2 * difference)
+    assert errors[-1] < errors[0] / 4
+    assert hosted.training_steps == 60
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_cannot_ruin_the_weights(tmp_path: Path, bad: float) -> None:
+    """It is refused, and the layer answers as before."""
+    hosted = layer(tmp_path)
+    before = hosted.forward(ROWS).copy()
+    gradients = np.ones_like(ROWS)
+    gradients[2, 3] = bad
+    with pytest.raises(ShapeMismatch):
+        hosted.backward(ROWS, gradients)
+    assert np.array_equal(hosted.forward(ROWS), before)
+
+
+def test_huge_gradients_move_the_weights_no_further_than_a_step(tmp_path: Path) -> None:
+    """Finite ones whose square is not, too: the answers stay finite."""
+    hosted = layer(tmp_path)
+    for scale in (1e4, 1e30, 3e38):
+        try:
+            hosted.backward(ROWS, np.full_like(ROWS, scale))
+        except ShapeMismatch:
+            continue
+        assert np.isfinite(hosted.forward(ROWS)).all()
+
+
+def test_a_checkpoint_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Weights, moments and steps: the next step is the same as without a restart."""
+    hosted = layer(tmp_path)
+    for _ in range(3):
+        hosted.backward(ROWS, ROWS)
+    hosted.save()
+    again = layer(tmp_path, seed=9)
+    assert again.training_steps == 3
+    assert np.array_equal(hosted.backward(ROWS, ROWS), again.backward(ROWS, ROWS))
+    assert np.array_equal(hosted.forward(ROWS), again.forward(ROWS))
+
+
+def test_another_layers_checkpoint_is_set_aside(tmp_path: Path) -> None:
+    """The expert starts anew and the file stays for a person to look at."""
+    layer(tmp_path, kind="identity").save()
+    assert layer(tmp_path).training_steps == 0
+    assert (tmp_path / "x.ckpt.corrupt").exists()
+
+
+def test_an_unknown_layer_is_refused(tmp_path: Path) -> None:
+    """By name, before anything is built."""
+    with pytest.raises(ModelRefused):
+        layer(tmp_path, kind="attention")
