@@ -41,6 +41,7 @@ from .moed_side import (
     open_transport,
     proportional_mib,
     small_calls,
+    storm,
 )
 from .time_shares import profile
 
@@ -193,6 +194,21 @@ def measure_kill(run: Run) -> None:
     run.tell("killed-NaN-rows", "rows", rows, "0", max(rows) == 0)
 
 
+def measure_storm(run: Run) -> None:
+    storms = [storm(run.threads, 3.0) for _ in range(run.repeats)]
+    run.tell("storm-rate-of-one-core", "connects/s", [one.connects_per_s for one in storms])
+    run.compare(
+        "storm-honest-p50",
+        "ms",
+        [one.storm_p50_ms for one in storms],
+        [one.quiet_p50_ms for one in storms],
+        "at most 3",
+        anchor="the same calls in quiet",
+    )
+    grown = [one.grown_mib for one in storms]
+    run.tell("storm-memory-grown", "MiB PSS", grown, "at most 8", max(grown) <= 8)
+
+
 def measure_many(run: Run, calls: int) -> None:
     failed = run.caller.run(partial(mixed_sizes, calls=calls, seed=1))
     run.tell(f"calls-of-1-to-64MiB-failed-of-{calls}", "calls", [float(failed)], "0", failed == 0)
@@ -207,6 +223,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "grid": measure_grid,
     "idle": measure_idle,
     "kill": measure_kill,
+    "storm": measure_storm,
 }
 
 

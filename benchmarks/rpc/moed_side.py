@@ -173,6 +173,56 @@ async def concurrent_calls(client: ExpertClient, _peer: Peer, *, expert: str, in
     return calls // in_flight * in_flight / (time.perf_counter() - began)
 
 
+STORM = """
+import socket, sys, time
+port, seconds = int(sys.argv[1]), float(sys.argv[2])
+end, count = time.monotonic() + seconds, 0
+while time.monotonic() < end:
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(("127.0.0.1", port))
+    one.close()
+    count += 1
+print(count / seconds)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """What a flood of connections from one core does: its rate, and an honest peer's calls before and during it."""
+
+    connects_per_s: float
+    quiet_p50_ms: float
+    storm_p50_ms: float
+    grown_mib: float
+
+
+def storm(threads: int, seconds: float) -> Storm:
+    """Connections as fast as one core makes them, each dropped at once, while a session's calls go on."""
+    with ServerProcess("identity=identity:1024", "--threads", str(threads)) as server:
+        caller = Caller(server.place)
+        quiet: Latency = caller.run(partial(small_calls, calls=400))
+        before = proportional_mib(server.process.pid)
+        rate, during_ms = caller.run(partial(_calls_in_storm, port=server.place.address.port, seconds=seconds))
+        grown = proportional_mib(server.process.pid) - before
+    return Storm(rate, quiet.p50_ms, during_ms, grown)
+
+
+async def _calls_in_storm(client: ExpertClient, peer: Peer, *, port: int, seconds: float) -> tuple[float, float]:
+    """Connections a second, and the p50 of the calls meanwhile in milliseconds."""
+    await small_calls(client, peer, calls=20)
+    command = [sys.executable, "-c", STORM, str(port), str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: ASYNC220  # a millisecond, before what is timed
+    took = []
+    x = np.zeros((1, 1024), np.float32)
+    while process.poll() is None:
+        began = time.perf_counter()
+        await client.forward("identity", x, deadline_s=DEADLINE_S)
+        took.append((time.perf_counter() - began) * 1e3)
+    assert process.stdout is not None
+    return float(process.stdout.read()), percentile(took, 0.5)
+
+
 def module_calls(expert: RemoteExpert, calls: int) -> Latency:
     """Sequential calls through the torch module, which hands each to the transport's thread."""
     x = torch.randn(1, 1024)

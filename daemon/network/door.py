@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections import Counter, OrderedDict
+from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from moed.protocol.addresses import Address
+from moed.protocol.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,11 +38,46 @@ def address_of(stream: trio.SocketStream) -> Address | None:
     return Address(host.removeprefix("::ffff:"), port)
 
 
-async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.SocketStream], None]) -> None:
-    """Pass every connection to ``take`` until cancelled; closes the listener. Raises OSError for a dead listener."""
+_REFUSAL_COST = 0.1  # of an accepted connection that gets a handshake
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time: nothing of it lingers in the kernel
+
+
+class Pace:
+    """How fast strangers may come in: a token bucket for all, and one for each host."""
+
+    def __init__(self, limits: NetworkLimits) -> None:
+        self._rate_per_s = limits.max_accepts_per_s
+        self._burst = limits.accept_burst
+        self._tokens = limits.accept_burst
+        self._at_s = trio.current_time()
+        self._hosts = Throttle(limits.max_accepts_per_host_per_s, limits.accept_burst / 2)
+
+    async def wait(self) -> None:
+        """Wait until the next connection may be accepted."""
+        now_s = trio.current_time()
+        self._tokens = min(self._tokens + (now_s - self._at_s) * self._rate_per_s, self._burst)
+        self._at_s = now_s
+        if self._tokens < 0:
+            await trio.sleep(-self._tokens / self._rate_per_s)
+
+    def admits(self, host: str) -> bool:
+        """Count a connection from ``host``; False if it has had too many."""
+        is_admitted = self._hosts.admit(host, trio.current_time())
+        self._tokens -= 1 if is_admitted else _REFUSAL_COST
+        return is_admitted
+
+
+async def accept_forever(
+    listener: trio.SocketListener, take: Callable[[trio.SocketStream], None], pace: Pace, counters: NetworkCounters
+) -> None:
+    """Pass connections to ``take`` at ``pace`` until cancelled; closes the listener.
+
+    Raises OSError for a dead listener.
+    """
     async with listener:
         while True:
             try:
+                await pace.wait()
                 stream = await listener.accept()
             except OSError as error:
                 if error.errno in _OVERLOAD:
@@ -48,7 +86,13 @@ async def accept_forever(listener: trio.SocketListener, take: Callable[[trio.Soc
                 elif error.errno not in _LOST_BEFORE_ACCEPT:
                     raise
             else:
-                take(stream)
+                address = address_of(stream)
+                if address is not None and pace.admits(address.host):
+                    take(stream)
+                    continue
+                counters.turned_away += 1
+                stream.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+                stream.socket.close()
 
 
 class Door:

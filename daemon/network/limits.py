@@ -15,6 +15,11 @@ class NetworkLimits:
     """
 
     handshake_s: float = 5.0
+    # Accepted connections a second, all in all (the others wait in the kernel's queue) and from one host (the others
+    # are closed at once, at a tenth of the cost); a handshake takes about a millisecond of the event loop.
+    max_accepts_per_s: float = 200.0
+    max_accepts_per_host_per_s: float = 50.0
+    accept_burst: float = 256.0
     max_half_open: int = 256
     max_half_open_per_host: int = 32
     max_sessions: int = 512

@@ -23,7 +23,7 @@ from moed.protocol.tensors import Codec
 
 from .calls import Call, Handler, Method, Receipts, Refused, Reply
 from .connection import Connection
-from .door import Door, accept_forever, address_of
+from .door import Door, Pace, accept_forever, address_of
 from .errors import CallError, DialFailed, PeerLeaving, PeerLost
 from .limits import NetworkCounters, NetworkLimits
 from .serving import Serving
@@ -228,8 +228,9 @@ class Peers:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
+                pace = Pace(self._limits)
                 for listener in listeners:
-                    nursery.start_soon(accept_forever, listener, self._take_stream)
+                    nursery.start_soon(accept_forever, listener, self._take_stream, pace, self.counters)
                 task_status.started()
                 while True:
                     await trio.sleep(self._limits.keepalive_s)

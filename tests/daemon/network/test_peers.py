@@ -388,7 +388,7 @@ async def knock(node: Running, data: bytes) -> None:
 async def test_strangers_bytes_leave_the_node_answering_with_flat_memory() -> None:
     """Random bytes, oversized lengths, half a handshake, silence: all closed in time while an honest peer is served."""
     random = np.random.default_rng(3)
-    limits = NetworkLimits(handshake_s=0.3, max_half_open_per_host=32)
+    limits = NetworkLimits(handshake_s=0.3, max_half_open_per_host=32, accept_burst=1000)
     async with running(1) as alice, running(2, network_limits=limits) as bob:
         peer = await join(alice, bob)
         before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -427,6 +427,29 @@ async def test_silent_strangers_do_not_keep_an_honest_one_out() -> None:
         peer = await join(alice, bob)
         assert (await peer.call("echo", 1, deadline_s=5)).body == 1
         strangers.cancel_scope.cancel()
+
+
+async def test_a_storm_of_connections_is_turned_away_at_the_door() -> None:
+    """Of a thousand from one host few get a handshake's time; the session that is there answers all along."""
+    limits = NetworkLimits(max_accepts_per_s=500, max_accepts_per_host_per_s=5, accept_burst=20)
+    async with running(1) as alice, running(2, network_limits=limits) as bob:
+        peer = await join(alice, bob)
+
+        async def connect() -> None:
+            with suppress(OSError, trio.BrokenResourceError):
+                async with await trio.open_tcp_stream(bob.address.host, bob.address.port) as stream:
+                    await stream.receive_some(1)
+
+        async with trio.open_nursery() as storm:
+            for number in range(1000):
+                storm.start_soon(connect)
+                if number % 50 == 0:
+                    assert (await peer.call("echo", number, deadline_s=5)).body == number
+            await until(lambda: bob.peers.counters.turned_away > 500)
+            storm.cancel_scope.cancel()
+        assert bob.peers.counters.accepted < 60
+        assert bob.peers.counters.bugs == 0
+        assert (await peer.call("echo", "still", deadline_s=5)).body == "still"
 
 
 async def test_sessions_per_host_are_limited() -> None:
