@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from moed.consensus.errors import InvalidTransaction
-from moed.consensus.state import read_account, read_totals
+from moed.consensus.state import State, read_account, read_totals
 from moed.consensus.transactions import Register
 
 from .chain import Chain
@@ -70,6 +70,10 @@ class Miner:
         }
 
     def _stake_share(self, public_key: bytes) -> float:
-        state = self._chain.head.state
-        supply = read_totals(state).supply
-        return read_account(state, public_key).stake / supply if supply else 0.0
+        return stake_share(self._chain.head.state, public_key)
+
+
+def stake_share(state: State, public_key: bytes) -> float:
+    """The part of all credit that ``public_key`` has at stake: what its requests weigh in the queue."""
+    supply = read_totals(state).supply
+    return read_account(state, public_key).stake / supply if supply else 0.0
