@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moed.protocol import aead
 from moed.protocol.errors import (
     BadCiphertext,
     LocalProtocolError,
@@ -498,3 +499,38 @@ def test_idle_sessions_give_their_large_buffers_back() -> None:
     assert len(pair.bob.receive_space()) <= 4096
     pair.alice.send_request([bytes(MIB)])
     assert [type(event) for event in pair.take_bob()] == [RequestReceived]
+
+
+def test_the_public_binding_carries_a_whole_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where libsodium's own handle is not there, handshake and tensors go through PyNaCl's public functions."""
+    monkeypatch.setattr(aead, "_SEAL", aead._table(aead._public_seal))
+    monkeypatch.setattr(aead, "_OPEN", aead._table(aead._public_open))
+    pair = open_pair()
+    data = bytes(range(256)) * 2000
+    stream = pair.alice.send_request([data])
+    (request,) = pair.take_bob()
+    assert isinstance(request, RequestReceived)
+    assert request.message == data
+    pair.bob.send_response(request.stream, [data[::-1]])
+    (response,) = pair.take_alice()
+    assert isinstance(response, ResponseReceived)
+    assert (response.stream, response.message) == (stream, data[::-1])
+
+
+def test_a_large_request_is_judged_by_its_first_bytes() -> None:
+    """Refused, it costs no buffer; the session and its limits are as before."""
+    judged: list[tuple[bytes, int]] = []
+    pair = open_pair()
+
+    def screen(first: memoryview, size: int) -> bool:
+        judged.append((bytes(first), size))
+        return size != 300_000
+
+    pair.bob._inbox._screen = screen
+    refused = pair.alice.send_request([b"head", bytes(299_996)])
+    assert pair.take_alice() == [RequestEnded(refused, ResetCode.UNFIT, is_local=False)]
+    assert pair.bob.open_streams == pair.alice.open_streams == 0
+    pair.alice.send_request([b"head", bytes(200_000)])
+    pair.alice.send_request([bytes(60_000)])
+    assert len([event for event in pair.take_bob() if isinstance(event, RequestReceived)]) == 2
+    assert judged == [(b"head", 300_000), (b"head", 200_004)]
