@@ -27,6 +27,7 @@ from moed.daemon.network.library import open_loop
 from . import hivemind_peers, loopback, ours, stock
 from .network import VirtualNetwork, same_schedule
 from .ours import Gets
+from .results import Loopback
 
 PARTS = ("loopback", "virtual", "dead", "lying", "flood", "churn")
 SIZES = (8, 16, 32)
@@ -72,24 +73,19 @@ def main() -> None:
 
 def on_loopback(size: int) -> list[Row]:
     """Both take turns within each repeat, so that a busy machine disturbs both alike."""
-    mine: list[loopback.Loopback] = []
-    theirs: list[loopback.Loopback] = []
-    peers = None
-    if hivemind_peers.is_installed():
-        joined = loopback.Loopback()
-        peers = hivemind_peers.HivemindPeers(size, joined)
+    mine: list[Loopback] = []
+    theirs: list[Loopback] = []
+    anchor = hivemind_peers.Anchor(size) if hivemind_peers.is_installed() else None
     try:
         for _ in range(REPEATS):
             mine.append(trio.run(loopback.measure, size, KEYS, WARMUP))
-            if peers is not None:
-                result = loopback.Loopback(join_ms=joined.join_ms)
-                peers.measure(KEYS, WARMUP, result)
-                theirs.append(result)
+            if anchor is not None:
+                theirs.append(anchor.measure(KEYS, WARMUP))
     finally:
-        if peers is not None:
-            peers.close()
+        if anchor is not None:
+            anchor.close()
     factor = 1.0 if size <= 8 else 0.5
-    measures: list[tuple[str, str, Callable[[loopback.Loopback], float], float | None]] = [
+    measures: list[tuple[str, str, Callable[[Loopback], float], float | None]] = [
         ("store p50", "ms", lambda each: percentile(each.store_ms, 0.5), factor),
         ("store p99", "ms", lambda each: percentile(each.store_ms, 0.99), None),
         ("get p50", "ms", lambda each: percentile(each.get_ms, 0.5), factor),
@@ -101,18 +97,11 @@ def on_loopback(size: int) -> list[Row]:
         compared(f"{name}, {size} nodes", unit, [of(each) for each in mine], [of(each) for each in theirs], most)
         for name, unit, of, most in measures
     ]
-    memory = [each.memory_mib for each in mine]
-    rows.append(
-        bounded(
-            f"memory per node, {size} nodes",
-            "MiB",
-            memory[:1],  # later repeats find the memory of the first one and grow less
-            "< 8",
-            lambda value: value < 8,
-            HIVEMIND,
-            Spread.of([each.memory_mib for each in theirs]).median if theirs else None,
-        )
-    )
+    growth, whole = loopback.memory_mib(size)
+    anchor_mib = Spread.of([each.memory_mib for each in theirs]).median if theirs else None
+    name = f"memory per node, {size} nodes"
+    rows.append(bounded(f"{name}, growth", "MiB", [growth], "< 8", lambda value: value < 8, HIVEMIND, anchor_mib))
+    rows.append(bounded(f"{name}, whole process", "MiB", [whole], "< 8", lambda value: value < 8, HIVEMIND, anchor_mib))
     return rows
 
 

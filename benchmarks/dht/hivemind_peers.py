@@ -1,17 +1,25 @@
-"""hivemind's DHT on loopback, where it is installed: each peer is a process of its own, as hivemind is run."""
+"""hivemind's DHT on loopback, where it is installed: each peer is a process of its own, as hivemind is run.
+
+All of it runs below one process of its own (`Anchor` talks to it in lines of JSON), because each peer is a fork of the
+process that starts it: that should be small, and hold no event loop of ours.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import random
 import secrets
+import subprocess
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .loopback import Loopback
+from .results import Loopback
 
 LOOPBACK = {
     "host_maddrs": ["/ip4/127.0.0.1/tcp/0"],
@@ -28,11 +36,44 @@ def is_installed() -> bool:
     return importlib.util.find_spec("hivemind") is not None
 
 
+class Anchor:
+    """The process with ``count`` peers; `close` ends it and them."""
+
+    def __init__(self, count: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.dht.hivemind_peers", str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()  # its peers have joined
+
+    def measure(self, keys: int, warmup: int) -> Loopback:
+        """One repeat."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{keys} {warmup}\n")
+        self._process.stdin.flush()
+        return Loopback(**json.loads(self._read()))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            if line.startswith("{"):
+                return line
+        raise RuntimeError("the process with the hivemind peers ended")
+
+
 class HivemindPeers:
     """``count`` peers, each joined through up to three of those before it; `close` ends their processes."""
 
     def __init__(self, count: int, result: Loopback) -> None:
         self._hivemind: Any = importlib.import_module("hivemind")
+        self._now_s: Any = importlib.import_module("hivemind.utils").get_dht_time
         self._rng = random.Random(count)
         self._peers: list[Any] = []
         for _ in range(count):
@@ -51,7 +92,7 @@ class HivemindPeers:
             key, value = secrets.token_hex(16), secrets.token_bytes(VALUE_BYTES)
             owner = self._rng.choice(self._peers)
             started = time.perf_counter()
-            is_stored = owner.store(key, value, self._hivemind.get_dht_time() + 600)
+            is_stored = owner.store(key, value, self._now_s() + 600)
             store_ms = (time.perf_counter() - started) * 1000
             seeker = self._rng.choice([each for each in self._peers if each is not owner])
             started = time.perf_counter()
@@ -88,3 +129,22 @@ def _tree_pss_mib(root: int) -> float:
             continue
         total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
     return total if os.path.exists(f"/proc/{root}") else 0.0
+
+
+def main() -> None:
+    """Serve one `Anchor`: a line "keys warmup" in, a line of JSON out, until the input ends."""
+    joined = Loopback()
+    peers = HivemindPeers(int(sys.argv[1]), joined)
+    try:
+        print("{}", flush=True)
+        for line in sys.stdin:
+            keys, warmup = map(int, line.split())
+            result = Loopback(join_ms=joined.join_ms)
+            peers.measure(keys, warmup, result)
+            print(json.dumps(asdict(result)), flush=True)
+    finally:
+        peers.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -19,22 +19,12 @@ from moed.protocol.identity import Identity
 from moed.protocol.records import PeerRecord, key_of_peer
 
 from .ours import NETWORK_ID
+from .results import Loopback
 
 REPLICAS = 5
 """hivemind's default number of replicas."""
 FLOOD_PER_S = 20_000
 FLOOD_S = 5.0
-
-
-@dataclass
-class Loopback:
-    """Times in milliseconds, one entry for each call; memory in MiB for each node."""
-
-    join_ms: list[float] = field(default_factory=list)
-    store_ms: list[float] = field(default_factory=list)
-    get_ms: list[float] = field(default_factory=list)
-    failed: int = 0
-    memory_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,6 @@ async def nodes_on_loopback(
 async def measure(count: int, keys: int, warmup: int) -> Loopback:
     """Store and get ``keys`` records among ``count`` nodes: each by random nodes, one call after the other."""
     result = Loopback()
-    before_mib = resident_mib()
     async with nodes_on_loopback(count, result) as nodes:
         rng = random.Random(count)
         for number in range(warmup + keys):
@@ -91,8 +80,25 @@ async def measure(count: int, keys: int, warmup: int) -> Loopback:
                 result.get_ms.append(get_ms)
                 is_right = found is not None and found.addresses == (f"192.0.2.1:{number + 1}",)
                 result.failed += not (accepted and is_right)
-        result.memory_mib = (resident_mib() - before_mib) / count
     return result
+
+
+def memory_mib(count: int) -> tuple[float, float]:
+    """Resident memory for each of ``count`` nodes after 100 stores and gets: (growth, whole process over count).
+
+    Measured in a process of its own, so that nothing is there already.
+    """
+    script = (
+        "import sys, trio, logging, structlog\n"
+        "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))\n"
+        "from benchmarks.dht import loopback\n"
+        "count = int(sys.argv[1]); before = loopback.resident_mib()\n"
+        "trio.run(loopback.measure, count, 100, 0)\n"
+        "after = loopback.resident_mib(); print((after - before) / count, after / count)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(count)], capture_output=True, text=True, check=True)
+    growth, whole = done.stdout.split()
+    return float(growth), float(whole)
 
 
 def resident_mib() -> float:
