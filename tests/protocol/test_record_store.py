@@ -154,3 +154,16 @@ def test_pieces_fit_their_budget_and_together_are_the_whole_set(budget_bytes: in
         read += piece
     assert read == store.get(key_of_topic("t"), NOW_S)
     assert len({check_record(data, NETWORK, NOW_S).owner for data in read}) == owners
+
+
+def test_preferred_owners_stay_in_a_full_topic() -> None:
+    """Registered owners push others out of a full set whatever their hash, and nobody unregistered pushes them out."""
+    registered = {identity(number).public_key for number in range(20, 28)}
+    store = RecordStore(
+        NETWORK, SELF.node_id, salt=b"salt", max_owners_per_topic=8, is_preferred=registered.__contains__
+    )
+    for owner in range(40):
+        with contextlib.suppress(TooLarge):
+            store.put(key_of_topic("t"), entry(owner, "t"), NOW_S)
+    held = {check_record(data, NETWORK, NOW_S).owner for data in store.get(key_of_topic("t"), NOW_S)}
+    assert held == registered
