@@ -104,7 +104,12 @@ class Discovery:
         async with trio.open_nursery() as nursery:
             for node_id in sorted(found)[:MAX_SESSIONS]:
                 nursery.start_soon(self._meet, node_id)
-        return any(self._peers.get(node_id) is None for node_id in found)
+        return any(self._peers.get(node_id) is None and not self._is_client(node_id) for node_id in found)
+
+    def _is_client(self, node_id: NodeId) -> bool:
+        """Whether a peer says that it cannot be dialled: it dials us, if it wants to."""
+        known = self._directory.get(node_id)
+        return known is not None and known.record.is_client
 
     async def _meet(self, node_id: NodeId) -> None:
         """Read a peer's record, and dial it unless we have a session."""
@@ -112,7 +117,7 @@ class Discovery:
         if record is None:
             return
         self._directory[node_id] = Known(record, trio.current_time())
-        if self._peers.get(node_id) is None:
+        if self._peers.get(node_id) is None and not record.is_client:
             await self.dial(record)
 
     async def dial(self, record: PeerRecord) -> Peer | None:
