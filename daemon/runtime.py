@@ -335,10 +335,11 @@ class Runtime:
         state.forward_s += (took_s - state.forward_s) * (_EMA_SHARE if state.forward_s else 1.0)
         if math.isinf(state.busy_s):
             state.busy_s, state.batch_rows = busy_s, rows
-        # slow to trust, quick to doubt: one long batch sends the next ones to the thread again
-        share = _EMA_SHARE if busy_s < state.busy_s else 0.5
-        state.busy_s += (busy_s - state.busy_s) * share
-        state.batch_rows += (rows - state.batch_rows) * share
+        # A batch during which the system ran something else looks long and is not: one sample counts for little, while
+        # an expert that is slow shows within a few.
+        per_rows = max(1.0, rows / state.batch_rows)
+        state.busy_s += (min(busy_s / per_rows, 4 * state.busy_s) - state.busy_s) * _EMA_SHARE
+        state.batch_rows += (rows - state.batch_rows) * _EMA_SHARE
 
     def _resolve(
         self,
