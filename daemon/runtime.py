@@ -119,7 +119,7 @@ class _State:
     hosted: Hosted
     is_training: bool
     forward_s: float = 0.0
-    # what a batch takes inside the expert, and of how many rows, both as moving averages
+    # the shortest of late that a batch took inside the expert, and the moving average of its rows
     busy_s: float = math.inf
     batch_rows: float = 1.0
     rows_served: int = 0
@@ -335,10 +335,9 @@ class Runtime:
         state.forward_s += (took_s - state.forward_s) * (_EMA_SHARE if state.forward_s else 1.0)
         if math.isinf(state.busy_s):
             state.busy_s, state.batch_rows = busy_s, rows
-        # A batch during which the system ran something else looks long and is not: one sample counts for little, while
-        # an expert that is slow shows within a few.
-        per_rows = max(1.0, rows / state.batch_rows)
-        state.busy_s += (min(busy_s / per_rows, 4 * state.busy_s) - state.busy_s) * _EMA_SHARE
+        # The shortest of late: a batch during which the system or another thread ran looks long and is not, while an
+        # expert that is slow never looks quick.
+        state.busy_s = min(busy_s / max(1.0, rows / state.batch_rows), state.busy_s * 1.1)
         state.batch_rows += (rows - state.batch_rows) * _EMA_SHARE
 
     def _resolve(

@@ -20,6 +20,7 @@ exactly one encoding; every other one is refused.
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -233,11 +234,22 @@ def read_tensor_head(data: memoryview, at: int) -> tuple[TensorHead, int]:
     return head, at
 
 
+# Heads that passed every check, the latest first: calls repeat them, and equal bytes need no second reading.
+_RECENT_HEADS: deque[tuple[bytes, TensorHead]] = deque(maxlen=4)
+
+
 def read_tensor(data: memoryview, at: int = 0) -> tuple[WireTensor, int]:
     """The tensor item at ``at`` of ``data``, and the offset after it; nothing is copied or allocated.
 
     Raises `Malformed` for anything but the one encoding of a tensor whose shape, dtype and byte length agree.
     """
+    for known, announced in _RECENT_HEADS:
+        if data[at : at + len(known)] == known:
+            values_at = at + len(known)
+            end = values_at + announced.values_bytes
+            if end > len(data):
+                break
+            return WireTensor(announced.dtype, announced.shape, data[values_at:end]), end
     announced, values_at = read_tensor_head(data, at)
     announced.check()
     end = values_at + announced.values_bytes
@@ -256,6 +268,8 @@ def read_tensor(data: memoryview, at: int = 0) -> tuple[WireTensor, int]:
     head = tensor.head()
     if data[at : at + len(head)] != head:
         raise Malformed("a tensor is not in its one encoding")
+    if tensor.codec is Codec.NONE and tensor.dtype is not DType.BOOL:  # of which nothing but the head needs a check
+        _RECENT_HEADS.appendleft((head, announced))
     return tensor, end
 
 

@@ -74,7 +74,7 @@ def test_plain_cbor2_reads_a_whole_message() -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
     data = whole(RequestHead(method="text.next", body={"rows": 3}), values, np.arange(5, dtype=np.int64))
     head, *items = cbor2.loads(data)
-    assert head == {"kind": "request", "method": "text.next", "body": {"rows": 3}}
+    assert head == {"kind": "request", "method": "text.next", "body": {"rows": 3}, "hashed": False}
     first, second = [item for item in items if not isinstance(item, bytes)]
     assert first.tag == second.tag == 40
     shape, typed = first.value
