@@ -514,7 +514,8 @@ def test_the_public_binding_carries_a_whole_session(monkeypatch: pytest.MonkeyPa
     pair.bob.send_response(request.stream, [data[::-1]])
     (response,) = pair.take_alice()
     assert isinstance(response, ResponseReceived)
-    assert (response.stream, response.message) == (stream, data[::-1])
+    assert response.stream == stream
+    assert response.message == data[::-1]
 
 
 def test_a_large_request_is_judged_by_its_first_bytes() -> None:
