@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="run these parts")
     parser.add_argument("--nightly", action="store_true", help="4,000 nodes on virtual time as well")
     parser.add_argument("--sizes", nargs="+", type=int, help="other sizes on virtual time")
+    parser.add_argument("--hours", type=float, default=6.0, help="virtual hours of churn")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # the stock package tells every lost datagram
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -61,7 +62,7 @@ def main() -> None:
         "dead": lambda: [row for size in sizes for row in with_dead(size)],
         "lying": lambda: [row for size in sizes for row in with_liars(size)],
         "flood": beside_a_flood,
-        "churn": under_churn,
+        "churn": partial(under_churn, options.hours),
     }
     rows: list[Row] = []
     for part in PARTS:
@@ -234,15 +235,15 @@ def beside_a_flood() -> list[Row]:
     ]
 
 
-def under_churn() -> list[Row]:
+def under_churn(hours: float) -> list[Row]:
     out: list[Gets] = []
 
     async def play(nodes: ours.Nodes) -> None:
         await nodes.publish(nodes.all)
-        out.append(await ours.churn(nodes, hours=6, every_s=600, gets_a_round=50))
+        out.append(await ours.churn(nodes, hours=hours, every_s=600, gets_a_round=50))
 
     run_virtual(partial(ours.scene, SEED, 200, play))
-    name = "200 virtual nodes, half replaced every 10 min, 6 h"
+    name = f"200 virtual nodes, half replaced every 10 min, {hours:g} h"
     return [
         bounded(f"found, {name}", "share", [out[0].success], "> 0.99", lambda value: value > 0.99),
         compared(f"get p50, {name}", "ms", times_ms(out[0], 0.5), [], None, STOCK),

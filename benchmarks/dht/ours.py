@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -184,7 +185,11 @@ async def churn(nodes: Nodes, *, hours: float, every_s: float, gets_a_round: int
     """
     total = Gets()
     living = list(nodes.all)
-    for _ in range(round(hours * 3600 / every_s)):
+    rounds = round(hours * 3600 / every_s)
+    for number_of_round in range(rounds):
+        sys.stderr.write(
+            f"  round {number_of_round + 1} of {rounds}: {total.found} of {len(total.times_s)} found so far\n"
+        )
         leaving = nodes.rng.sample(living, len(living) // 2)
         for number, gone in enumerate(leaving):
             nodes.kill(gone)
