@@ -51,7 +51,7 @@ class ExpertClient:
 
     ``codec`` is how tensors travel, both ways. ``hedge_after_s``: if a place has not answered by then the next one is
     asked as well, and the first answer wins; a place that is lost or full is given up at once. Backward passes are
-    never hedged: the expert learns from each.
+    never hedged: the expert learns from each. ``hashed`` asks for hashes in the receipts, which both ends pay for.
     """
 
     def __init__(
@@ -60,8 +60,10 @@ class ExpertClient:
         *,
         codec: Codec = Codec.NONE,
         hedge_after_s: float = math.inf,
+        hashed: bool = False,
     ) -> None:
         self._locate = locate
+        self._hashed = hashed
         self._codec = codec
         self._hedge_after_s = hedge_after_s
 
@@ -147,10 +149,10 @@ class ExpertClient:
     async def _ask_one(self, peer: Peer, asked: Asked, deadline_s: float) -> Answered:
         body = {"expert": asked.expert, "codec": _CODEC_WORD[self._codec]}
         if asked.gradients is None:
-            reply = await peer.call(FORWARD, body, [asked.inputs], deadline_s=deadline_s, codec=self._codec)
+            method, tensors = FORWARD, [asked.inputs]
         else:
-            tensors = [asked.inputs, asked.gradients]
-            reply = await peer.call(BACKWARD, body, tensors, deadline_s=deadline_s, codec=self._codec)
+            method, tensors = BACKWARD, [asked.inputs, asked.gradients]
+        reply = await peer.call(method, body, tensors, deadline_s=deadline_s, codec=self._codec, hashed=self._hashed)
         return _answered(reply, peer, asked)
 
 

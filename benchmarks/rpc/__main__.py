@@ -123,6 +123,14 @@ def measure_large(run: Run) -> None:
             run.tell(f"identity-{mib}MiB-failed-by-hivemind", "calls", [failed])
 
 
+def measure_hashed(run: Run) -> None:
+    mine, plain = [], []
+    for _ in range(run.repeats):
+        mine.append(run.caller.run(partial(large_calls, mib=8, calls=16, hashed=True)))
+        plain.append(run.caller.run(partial(large_calls, mib=8, calls=16)))
+    run.compare("identity-8MiB-with-hashes", "MB/s", mine, plain, "at least 0", anchor="the same without hashes")
+
+
 def measure_limit(run: Run) -> None:
     mine, limits = [], []
     for _ in range(run.repeats):
@@ -218,6 +226,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "small": measure_small,
     "large": measure_large,
     "limit": measure_limit,
+    "hashed": measure_hashed,
     "concurrent": measure_concurrent,
     "learning": measure_learning,
     "grid": measure_grid,

@@ -26,7 +26,7 @@ from moed.models.remote import RemoteExpert, RemoteMixture
 from moed.protocol.addresses import Address
 from moed.protocol.identity import Identity, NodeId
 
-from .server import NETWORK_ID, spec_of
+from .server import NETWORK_ID, open_receipts, spec_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -101,9 +101,12 @@ class Caller:
         return trio.run(self._run, measure)
 
     async def _run(self, measure: Callable[[ExpertClient, Peer], Awaitable[Any]]) -> Any:
-        peers = Peers(Identity(os.urandom(32)), NETWORK_ID)
+        identity = Identity(os.urandom(32))
+        receipts = open_receipts(identity)
+        peers = Peers(identity, NETWORK_ID, handlers=receipts.handlers(), receipts=receipts)
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(peers.run, []))
+            nursery.start_soon(receipts.run)
             peer = await peers.connect(self._place.address, self._place.node_id, timeout_s=10)
             result = await measure(ExpertClient(lambda _expert: [peer]), peer)
             nursery.cancel_scope.cancel()
@@ -122,8 +125,12 @@ async def small_calls(client: ExpertClient, _peer: Peer, *, calls: int) -> Laten
     return Latency(percentile(took, 0.5), percentile(took, 0.99))
 
 
-async def large_calls(client: ExpertClient, _peer: Peer, *, mib: int, calls: int) -> float:
-    """Sequential calls of ``mib`` MiB in and as much out; returns MB/s, in and out together."""
+async def large_calls(client: ExpertClient, peer: Peer, *, mib: int, calls: int, hashed: bool = False) -> float:
+    """Sequential calls of ``mib`` MiB in and as much out; returns MB/s, in and out together.
+
+    ``hashed``: both ends hash every message, for the receipt.
+    """
+    client = ExpertClient(lambda _expert: [peer], hashed=True) if hashed else client
     x = np.random.default_rng(mib).standard_normal((mib * 256, 1024), dtype=np.float32)
     took = 0.0
     for number in range(calls + 3):
