@@ -299,12 +299,21 @@ class Connection:
                     await trio.lowlevel.checkpoint()
             if not self._take_events():  # a request that expired in the queue is an event too
                 return
-            if self._is_retiring and not self.session.open_streams and not self.session.has_unsent:
+            if self._is_retiring and self._is_drained:
                 self.end("duplicate")
                 return
             self._is_writer_waiting = True
             await self._wake.wait()
             self._is_writer_waiting = False
+
+    @property
+    def _is_drained(self) -> bool:
+        """Whether nothing is open, and nothing that the peer sent before its own goodbye can still come.
+
+        Ending earlier would lose requests that crossed our goodbye: each must hear that it was not begun.
+        """
+        is_open = self.session.open_streams or self.session.has_unsent
+        return not is_open and self.heard_goodbye is not None
 
     async def _keep_alive(self) -> None:
         token = 0
@@ -384,8 +393,10 @@ class Connection:
             case PongReceived():
                 self._take_pong(event.token)
             case GoodbyeReceived():
-                self.is_leaving = True
                 self.heard_goodbye = event.code
+                if event.code is GoodbyeCode.DUPLICATE:
+                    self.retire(event.code)  # so that the peer knows when it has seen the last of our requests
+                self.is_leaving = True
             case SessionOpened() | Ended():
                 raise AssertionError("these are taken before the events of an open session")
 

