@@ -202,7 +202,7 @@ class Node:
             owner=self._identity.public_key,
             addresses=tuple(str(one) for one in self._addresses()),
             roles=tuple(roles),
-            is_client=self._reach.known.is_client,
+            is_client=self._reach.is_client,
         )
         return role.describe(record)
 

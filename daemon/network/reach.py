@@ -105,6 +105,11 @@ class Reach:
         """What this node does for its peers."""
         return {METHOD: self._dial_back}
 
+    @property
+    def is_client(self) -> bool:
+        """Whether two checks in a row found that peers cannot dial this node."""
+        return self._dht.is_client
+
     async def run(self) -> None:
         """Check again and again until cancelled; twice the same bad news makes this node a client."""
         await trio.sleep(FIRST_CHECK_S)
