@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .aead import Buffer
     from .identity import Identity
 
-MAX_CALLS = 256
+MAX_CALLS = 64
 MAX_REMEMBERED = 8192
 """Answered calls of one session that the caller remembers; of older ones it signs nothing."""
 HASH_BYTES = 32
@@ -34,7 +34,7 @@ _MESSAGE = b"moed message v1"
 _Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
 
-class CallReceipt(Record, frozen=True, kw_only=True):
+class CallReceipt(Record, frozen=True, kw_only=True, array_like=True):
     """One served call. ``sequence`` is its stream in the session, ``served_us`` the time from the request's last byte
     to the answer's first, and the hashes are of the whole messages, where the caller asked for them."""
 
