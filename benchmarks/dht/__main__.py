@@ -56,19 +56,20 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # the stock package tells every lost datagram
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     sizes = options.sizes or ([100, 1000, 4000] if options.nightly else [100, 1000])
-    parts: dict[str, Callable[[], list[Row]]] = {
-        "loopback": lambda: [row for size in SIZES for row in on_loopback(size)],
-        "virtual": lambda: [row for size in sizes for row in on_virtual_time(size)],
-        "dead": lambda: [row for size in sizes for row in with_dead(size)],
-        "lying": lambda: [row for size in sizes for row in with_liars(size)],
-        "flood": beside_a_flood,
-        "churn": partial(under_churn, options.hours),
-    }
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        *(("loopback", partial(on_loopback, size)) for size in SIZES),
+        *(("virtual", partial(on_virtual_time, size)) for size in sizes),
+        *(("dead", partial(with_dead, size)) for size in sizes),
+        *(("lying", partial(with_liars, size)) for size in sizes),
+        ("flood", beside_a_flood),
+        ("churn", partial(under_churn, options.hours)),
+    ]
     rows: list[Row] = []
-    for part in PARTS:
+    for part, measure in parts:
         if part in options.only:
-            sys.stderr.write(f"{part}…\n")
-            rows += parts[part]()
+            measured = measure()
+            sys.stderr.writelines(f"  {row.id}: {row.value:.4g} {row.unit}\n" for row in measured)
+            rows += measured
     print_report("dht", rows, as_json=options.json)
 
 
