@@ -40,8 +40,8 @@ async def test_t1_machines_of_several_institutions_form_one_pool() -> None:
             for node in institution[1:]:
                 await node.dht.join([institution[0].address])
         with trio.fail_after(30):  # a contact counts once it has answered, which nothing waits for
-            while not all(len(node.dht.contacts()) == EACH - 1 for node in nodes):
-                await trio.sleep(0.02)  # noqa: ASYNC110  # contacts come without an event
+            while not all(len(node.dht.contacts()) == EACH - 1 for node in nodes):  # noqa: ASYNC110  # no event says it
+                await trio.sleep(0.02)
         for institution, door in zip(owned[1:], owned, strict=False):
             await institution[0].dht.join([door[0].address])
         for number, institution in enumerate(owned):
