@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from heapq import merge
 
 from .identity import NodeId
 from .queries import Contact
@@ -115,19 +116,22 @@ class Lookup:
         alpha: int,
         paths: int = 1,
         enough_values: int = 0,
+        fewest_values: int = 0,
         spare: int = 0,
     ) -> None:
         """Start from ``starts``, dealt to the ``paths``; each path has ``alpha`` questions open while it closes in.
 
-        Stop early once ``enough_values`` nodes have answered with a value (0: never); then as many questions are open
-        as values are still wanted, and ``spare`` more, so that the fastest decide. Several paths together confirm one
-        and a half times ``k`` nodes, a single one ``k``.
+        Stop early once ``enough_values`` nodes have answered with a value (0: never), or ``fewest_values`` of them (if
+        given) when the rest of the ``k`` nearest were all asked and are slow or failed. As many questions are open as
+        values are still wanted, and ``spare`` more, so that the fastest decide. Several paths together confirm one and
+        a half times ``k`` nodes, a single one ``k``.
         """
         self._target = int.from_bytes(target, "big")
         self._own_id = own_id
         self._k = k
         self._alpha = alpha
         self._enough_values = enough_values
+        self._fewest_values = fewest_values or enough_values
         self._spare = spare
         if enough_values:
             self._alpha = -(-(enough_values + spare) // paths)
@@ -152,6 +156,8 @@ class Lookup:
     def is_finished(self) -> bool:
         """Whether nothing is left to ask or to wait for."""
         if self._enough_values and self.values >= self._enough_values:
+            return True
+        if self._enough_values and self.values >= self._fewest_values and self._is_rest_silent():
             return True
         if self.asked >= self._max_asked:
             return not any(path.in_flight for path in self._paths)
@@ -268,6 +274,24 @@ class Lookup:
                 return new
         is_closing_in = best is None or new.distance < best.distance
         return new if path.in_flight < (self._alpha if is_closing_in else path.width) else None
+
+    def _is_rest_silent(self) -> bool:
+        """Whether the k nearest that any path knows, the failed ones too, were all asked and nobody is still awaited.
+
+        Then who has not answered is dead, and the living ones have said what there is.
+        """
+        seen: set[NodeId] = set()
+        for candidate in merge(*(path.order for path in self._paths)):
+            node_id = candidate.contact.node_id
+            if node_id in seen or not candidate.is_credible:
+                continue
+            asked_by = self._asked_by.get(node_id)
+            if asked_by is None or asked_by.known[node_id].state is _State.ASKED:
+                return False
+            seen.add(node_id)
+            if len(seen) == self._k:
+                break
+        return True
 
     def _is_done(self, path: _Path) -> bool:
         return all(each.state is _State.ANSWERED for each in self._shortlist(path))

@@ -222,7 +222,12 @@ class Dht:
         held = self._records.get(key, self._now_s())
         majority = self._replicas // 2 + 1
         return await self._search.find_records(
-            key, held, enough_values=majority, spare=self._replicas - majority, steps=steps
+            key,
+            held,
+            enough_values=majority,
+            fewest_values=self._replicas // 3 + 1,
+            spare=self._replicas - majority,
+            steps=steps,
         )
 
     async def nearest(self, target: bytes, *, steps: list[Step] | None = None) -> list[Contact]:

@@ -149,12 +149,20 @@ class Search:
         return lookup.nearest()
 
     async def find_records(
-        self, key: bytes, held: Sequence[bytes], *, enough_values: int, spare: int, steps: list[Step] | None = None
+        self,
+        key: bytes,
+        held: Sequence[bytes],
+        *,
+        enough_values: int,
+        fewest_values: int,
+        spare: int,
+        steps: list[Step] | None = None,
     ) -> Found:
         """The newest valid record of each owner under ``key``, merged over ``held`` and the nodes asked.
 
         Asks on, over disjoint paths, until ``enough_values`` nodes have answered with a valid record, or all that are
-        near have answered. ``spare`` more are asked at the same time where waiting costs more than asking.
+        near have answered; ``fewest_values`` are enough where the others are dead. ``spare`` more are asked at the same
+        time where waiting costs more than asking.
         """
         gathered = Gathered(key, self._network_id)
         for record in held:
@@ -167,6 +175,7 @@ class Search:
             alpha=self._alpha,
             paths=GET_PATHS,
             enough_values=enough_values,
+            fewest_values=fewest_values,
             spare=spare if (self.protocol.round_trips.smoothed_s or 0.0) > LAN_ROUND_TRIP_S else 0,
         )
         await _Drive(self, lookup, FindValue(self._own_id, key), gathered, steps).run()

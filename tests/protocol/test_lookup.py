@@ -234,3 +234,20 @@ def test_the_fastest_majority_ends_a_search_for_values() -> None:
         lookup.on_answer(each, [], has_value=True)
     assert lookup.is_finished
     assert lookup.value_hop == 1
+
+
+def test_fewer_values_do_where_the_rest_is_dead() -> None:
+    """Seven values end a search when the other thirteen of the twenty nearest are slow; six do not."""
+    nodes = [contact(number) for number in range(20)]
+    for living in (7, 6):
+        lookup = Lookup(
+            bytes(20), b"self" * 5, nodes, k=20, alpha=ALPHA, paths=3, enough_values=11, fewest_values=7, spare=9
+        )
+        asked = lookup.next_queries()
+        for each in asked[:living]:
+            lookup.on_answer(each, [], has_value=True)
+        for each in asked[living:-1]:
+            lookup.on_slow(each)
+        assert not lookup.is_finished, "one is still awaited"
+        lookup.on_slow(asked[-1])
+        assert lookup.is_finished == (living == 7)
