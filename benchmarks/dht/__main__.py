@@ -231,7 +231,7 @@ def beside_a_flood() -> list[Row]:
     flooded, quiet = [turn[0] for turn in turns], [turn[1] for turn in turns]
     lost = [1 - with_it / without for with_it, without in zip(flooded, quiet, strict=True)]
     return [
-        compared("look-ups of others, flooded", "per s", flooded, quiet, None, "the same, not flooded"),
+        compared("look-ups of others, flooded", "per s", flooded, quiet, None, "the same, the flood beside them"),
         bounded("speed lost to 20,000 datagrams/s", "share", lost, "< 0.2", lambda value: value < 0.2),
     ]
 
