@@ -77,7 +77,7 @@ class ExpertService:
     def handlers(self) -> Mapping[str, Handler | Method]:
         """What peers may call."""
         return {
-            FORWARD: Method(self._forward, screen=self._screen, is_receipted=True),
+            FORWARD: Method(self._forward, screen=self._screen, at_once=self._forward_at_once, is_receipted=True),
             BACKWARD: Method(self._backward, screen=self._screen, is_receipted=True),
             INFO: self._info,
         }
@@ -95,6 +95,15 @@ class ExpertService:
         if schema is None:
             raise Refused(UnknownExpert.code, f"no expert {expert!r} is served here")
         check_batches(schema, call.wire_tensors, count, expert)
+
+    def _forward_at_once(self, call: Call) -> Reply | None:
+        request = convert_record(call.body, ForwardRequest)
+        self._check(call, request.expert, 1)
+        try:
+            answer = self._runtime.forward_at_once(request.expert, call.tensors[0])
+        except ExpertError as error:
+            raise Refused(error.code, str(error)) from error
+        return None if answer is None else self._reply(answer, request.codec)
 
     async def _forward(self, call: Call) -> Reply:
         request = convert_record(call.body, ForwardRequest)

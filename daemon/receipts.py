@@ -115,11 +115,7 @@ class ReceiptBook:
                     await self._run_blocking(self._keep, settled)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SIGN_EVERY_S):
-                claims = [
-                    self._claim(sheet)
-                    for book in self._books.values()
-                    for sheet in iter(partial(book.served.next_sheet, self._now_ms()), None)
-                ]
+                claims = [self._claim(sheet) for book in self._books.values() for sheet in self._sheets(book)]
                 if claims:
                     await self._run_blocking(self._keep, claims)
 
@@ -136,7 +132,9 @@ class ReceiptBook:
 
     async def _settle(self, book: _Book, settled: list[SignedSheet]) -> None:
         """Have every waiting call of one session signed; the sheets are added to ``settled``."""
-        while (sheet := book.served.next_sheet(self._now_ms())) is not None:
+        # Only what is there now: calls that come while a sheet is signed wait for the next round, or each would get a
+        # sheet, and a call of ours, of its own.
+        for sheet in self._sheets(book):
             claim = self._claim(sheet)
             try:
                 reply = await book.peer.call(SIGN, _body(SignRequest(signed=claim)), deadline_s=SIGN_DEADLINE_S)
@@ -149,6 +147,9 @@ class ReceiptBook:
                 )
                 claim = self._claim(sheet)
             settled.append(claim)
+
+    def _sheets(self, book: _Book) -> list[ReceiptSheet]:
+        return list(iter(partial(book.served.next_sheet, self._now_ms()), None))
 
     def _claim(self, sheet: ReceiptSheet) -> SignedSheet:
         return SignedSheet(sheet=sheet, server_signature=sign_sheet(self._identity, self._network_id, sheet))

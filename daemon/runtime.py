@@ -21,13 +21,11 @@ import trio
 from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
 from moed.models.errors import DeadlinePassed, ExpertError, NoBackward, ShapeMismatch, Stopping, TrainingDiverged
 from moed.protocol.experts import BatchSchema, ExpertInfo, Load
-from moed.protocol.tensors import dtype_of
 
 Rows = npt.NDArray[Any]
 # ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
 RunBlocking = Callable[..., Awaitable[Any]]
 
-_DONE = trio.Event()
 # How much of an average is the newest measurement.
 _EMA_SHARE = 0.1
 _INLINE_S = 100e-6
@@ -195,9 +193,6 @@ class Runtime:
     ) -> _Waiter:
         if self._is_stopping:
             raise Stopping("this device worker is ending")
-        if self._is_idle and gradients is None and self._is_quick_for(expert_name, inputs):
-            # nothing is before it and nothing runs, so it need not go through the worker's hands
-            return self._serve_at_once(expert_name, inputs)
         request = self._queue.submit(
             expert_name,
             inputs,
@@ -222,20 +217,17 @@ class Runtime:
             raise DeadlinePassed("the deadline passed before the answer was there")
         return waiter
 
-    def _is_quick_for(self, expert_name: str, inputs: Rows) -> bool:
+    def forward_at_once(self, expert_name: str, inputs: Rows) -> Rows | None:
+        """Answer a batch that fits the schema, without waiting, if nothing is before it and the expert is sure to be
+        quick; None if it has to wait its turn in `forward`. Raises `ExpertError`."""
         state = self._states.get(expert_name)
-        takes = self._takes.get(expert_name)
-        if state is None or takes is None or takes.misfit(dtype_of(inputs).wire_name, inputs.shape):
-            return False
-        return takes.excess(inputs.shape) is None and self._is_quick(state, len(inputs))
-
-    def _serve_at_once(self, expert_name: str, inputs: Rows) -> _Waiter:
-        state = self._states[expert_name]
+        if state is None or not self._is_idle or not self._is_quick(state, len(inputs)):
+            return None
         answer, busy_s = _timed(state.hosted.forward, inputs)
         self._learn_rate(state, len(inputs), busy_s, busy_s)
         state.rows_served += len(inputs)
         self._queue_delay_s -= self._queue_delay_s * _EMA_SHARE
-        return _Waiter(_DONE, answer, busy_s)
+        return answer
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and train until cancelled; then store every expert and refuse whoever still waits."""

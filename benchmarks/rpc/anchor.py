@@ -13,7 +13,10 @@ DRIVER = Path(__file__).with_name("hivemind_driver.py")
 def has_hivemind(python: str) -> bool:
     """Whether that interpreter's environment has hivemind."""
     check = "import importlib.util, sys; sys.exit(importlib.util.find_spec('hivemind') is None)"
-    return subprocess.run([python, "-c", check], check=False).returncode == 0
+    try:
+        return subprocess.run([python, "-c", check], check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 class Anchor:

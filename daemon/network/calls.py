@@ -72,9 +72,11 @@ class Method:
     """A handler with what the network should know of it.
 
     ``screen`` refuses (`Refused` or a `RemoteProtocolError`) a large request by its first bytes, before there is
-    memory for it. ``is_receipted``: both sides sign a receipt for each call.
+    memory for it. ``at_once`` is tried before the handler, where the message is read: it answers without waiting, or
+    gives None for what needs the handler. ``is_receipted``: both sides sign a receipt for each call.
     """
 
     handler: Handler
     screen: Screen | None = None
+    at_once: Callable[[Call], Reply | None] | None = None
     is_receipted: bool = False

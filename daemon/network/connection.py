@@ -232,7 +232,7 @@ class Connection:
                 await trio.lowlevel.checkpoint()
             # Also when a window opened for what waits; a wake-up for nothing costs each small call a turn of the loop.
             if self._is_retiring or self.session.wants_to_send:
-                self.wake()
+                self.send_now()
             await self._serving.has_room()
             await self._receive()
 

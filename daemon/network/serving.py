@@ -92,6 +92,8 @@ class Serving:
         deadline = math.inf
         if event.remaining_ms != NO_DEADLINE_MS:
             deadline = trio.current_time() + event.remaining_ms / 1000
+        if self._serve_at_once(event, message, deadline):
+            return
         self._running[event.stream] = trio.CancelScope(deadline=deadline)
         self._connection.start(self._serve, event.stream, message, deadline, event.message)
 
@@ -118,6 +120,26 @@ class Serving:
             scope.cancel()
 
     # -- requests --------------------------------------------------------------------------------------------------
+
+    def _serve_at_once(self, event: RequestReceived, message: Message, deadline: float) -> bool:
+        """Answer without a task of its own what the method can answer without waiting; the reader sends it."""
+        method = self._methods.get(message.head.method)  # type: ignore[union-attr]  # `take_request` checked the head
+        if method is None or method.at_once is None:
+            return False
+        began_s = trio.current_time()
+        try:
+            reply = method.at_once(self._call_of(message, deadline))
+        except (Refused, RemoteProtocolError) as error:
+            self._session.send_response(event.stream, self._refuse_for(error))
+            return True
+        if reply is None:
+            return False
+        buffers, is_reply = self._encode(reply)
+        is_sent = self._session.send_response(event.stream, buffers)
+        if is_sent and is_reply and self._receipts is not None:
+            took_s = trio.current_time() - began_s
+            self._note_served(self._receipts, event.stream, message, event.message, buffers, took_s)
+        return True
 
     async def _serve(self, stream: int, message: Message, deadline: float, received: memoryview) -> None:
         scope = self._running[stream]
@@ -175,6 +197,9 @@ class Serving:
             if refusal is None:
                 raise
             return self._refuse_for(refusal), False
+        return self._encode(reply)
+
+    def _encode(self, reply: Reply) -> tuple[list[Buffer], bool]:
         buffers = encode_message(ReplyHead(body=reply.body), reply.tensors, codec=reply.codec)
         size, limit = sum(len(buffer) for buffer in buffers), self._session.longest(Role.RESPONSE)
         if size > limit:
@@ -195,15 +220,19 @@ class Serving:
 
     async def _handle(self, message: Message, deadline: float) -> Reply | None:
         assert isinstance(message.head, RequestHead | NoticeHead)
-        peer = self._connection.peer
-        assert peer is not None  # messages come only after the session was registered
         method = self._methods.get(message.head.method)
         if method is None:
             raise Refused("unknown_method", f"this node does not serve {message.head.method!r}")
+        return await method.handler(self._call_of(message, deadline))
+
+    def _call_of(self, message: Message, deadline: float) -> Call:
+        """The message as a call, decoded. Raises `TooLarge` for tensors that would grow over the limit."""
+        assert isinstance(message.head, RequestHead | NoticeHead)
+        peer = self._connection.peer
+        assert peer is not None  # messages come only after the session was registered
         check_decoded_size(message.tensors, self._session.limits.max_message_bytes)
         tensors = tuple(decode_tensor(tensor) for tensor in message.tensors)
-        call = Call(peer, message.head.method, message.head.body, tensors, message.tensors, deadline)
-        return await method.handler(call)
+        return Call(peer, message.head.method, message.head.body, tensors, message.tensors, deadline)
 
     # -- notices ---------------------------------------------------------------------------------------------------
 

@@ -122,3 +122,19 @@ async def test_receipts_are_exported_with_sums(tmp_path: Path) -> None:
     assert receipt_table([row]).rows[0][4] == "3"
     assert not foreign[0]["is_valid"]
     assert sums(foreign) == []
+
+
+async def test_calls_under_way_do_not_each_get_a_sheet(tmp_path: Path) -> None:
+    """Hundreds of calls, one after the other, fill sheets: getting one signed does not start another for each call."""
+    with Store(tmp_path / "a.db", make_genesis()) as mine, Store(tmp_path / "b.db", make_genesis()) as other:
+        server, caller = Node(1, mine), Node(2, other)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            await caller.run(nursery)
+            peer = await caller.peers.connect(address, None, timeout_s=5)
+            for _ in range(300):
+                await peer.call("echo", None, deadline_s=5)
+            await until(lambda: sum(len(one.sheet.calls) for one in mine.receipts()) == 300)
+            nursery.cancel_scope.cancel()
+        assert len(mine.receipts()) <= 30
+        assert all(one.caller_signature is not None for one in mine.receipts())
