@@ -29,6 +29,21 @@ class LoopbackNode:
     dht: Dht
     identity: Identity
     address: Address
+    listener: trio.SocketListener  # the TCP half of the same port: nobody accepts from it unless the test does
+
+
+async def port_pair() -> tuple[trio.socket.SocketType, trio.SocketListener]:
+    """A UDP socket and a TCP listener at one port of 127.0.0.1, both bound; the caller closes them."""
+    while True:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+        try:
+            await socket.bind(listener.socket.getsockname())
+        except OSError:  # somebody has the UDP half
+            socket.close()
+            listener.socket.close()
+        else:
+            return socket, listener
 
 
 @asynccontextmanager
@@ -36,16 +51,15 @@ async def loopback_nodes(
     count: int, *, joined: bool = True, max_datagrams_per_s: float = 2000, replicas: int | None = None
 ) -> AsyncIterator[list[LoopbackNode]]:
     """``count`` nodes on 127.0.0.1, all joined through the first; everything is closed at the end."""
-    sockets = []
+    sockets: list[trio.socket.SocketType] = []
     async with open_loop(), trio.open_nursery() as nursery:
         nodes = []
         for number in range(count):
-            socket = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
-            sockets.append(socket)
-            await socket.bind(("127.0.0.1", 0))
+            socket, listener = await port_pair()
+            sockets += [socket, listener.socket]
             dht = Dht(identity(number), NETWORK_ID, max_datagrams_per_s=max_datagrams_per_s, replicas=replicas)
             await nursery.start(dht.run, socket)
-            nodes.append(LoopbackNode(dht, identity(number), socket.getsockname()))
+            nodes.append(LoopbackNode(dht, identity(number), socket.getsockname(), listener))
         for node in nodes[1:] if joined else ():
             await node.dht.join([nodes[0].address])
         try:

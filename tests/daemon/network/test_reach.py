@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
+from moed.daemon.devnet import free_ports
 from moed.daemon.network.errors import RemoteRefusal
 from moed.daemon.network.peers import Peers
 from moed.daemon.network.reach import METHOD, Reach, Reachability, answers_ping, majority, opens_session
@@ -33,26 +34,15 @@ async def reached_nodes(count: int, *, closed: frozenset[int] = frozenset()) -> 
         made = []
         for number, node in enumerate(nodes):
             peers = Peers(node.identity, NETWORK_ID)
-            (listener,) = await _listen_at(node.address[1])
-            port = node.address[1] if number not in closed else await _free_port()
+            port = node.address[1] if number not in closed else free_ports(1)[0]
             reach = Reach(node.dht, peers, node.identity.node_id, NETWORK_ID, port)
             peers.add_handlers(reach.handlers)
-            await nursery.start(peers.run, [listener])
+            await nursery.start(peers.run, [node.listener])
             made.append(Reached(node, peers, reach, Address("127.0.0.1", node.address[1])))
         for other in made[1:]:
             await made[0].peers.connect(other.tcp, other.node.identity.node_id, timeout_s=5)
         yield made
         nursery.cancel_scope.cancel()
-
-
-async def _listen_at(port: int) -> list[trio.SocketListener]:
-    return await trio.open_tcp_listeners(port, host="127.0.0.1")
-
-
-async def _free_port() -> int:
-    with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as socket:
-        await socket.bind(("127.0.0.1", 0))
-        return int(socket.getsockname()[1])
 
 
 async def test_peers_dial_a_node_back_over_udp_and_tcp() -> None:
