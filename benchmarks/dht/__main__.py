@@ -1,7 +1,8 @@
-"""Measures discovery: ``python -m benchmarks.dht [--json] [--only PART ...] [--nightly]``.
+"""Measures discovery: ``python -m benchmarks.dht [--json] [--anchor-python PYTHON] [--only PART ...]``.
 
-Parts: loopback (8, 16, 32 nodes on real sockets, beside hivemind where the extra ``anchors`` is installed), virtual
-(100 and 1,000 nodes, 4,000 with ``--nightly``, beside the stock kademlia package), dead, lying, flood, churn.
+Parts: loopback (8, 16, 32 nodes on real sockets, beside hivemind where the extra ``anchors`` is installed, or in the
+environment of ``--anchor-python``), virtual (100 and 1,000 nodes, 4,000 with ``--nightly``, beside the stock kademlia
+package), dead, lying, flood, churn.
 
 On virtual time the network is in memory with seeded delays (mean round trip 100 ms), the clock is trio's MockClock,
 and the same seed gives the same run. Getters hold no copy themselves, on either side. On loopback all our nodes share
@@ -22,6 +23,7 @@ import trio
 from trio.testing import MockClock
 
 from benchmarks.report import Row, Spread, print_report
+from benchmarks.rpc.anchor import has_hivemind
 from moed.daemon.network.library import open_loop
 
 from . import hivemind_peers, loopback, ours, stock
@@ -49,6 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dht", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="run these parts")
+    parser.add_argument(
+        "--anchor-python", default=sys.executable, metavar="PYTHON", help="an environment with hivemind"
+    )
     parser.add_argument("--nightly", action="store_true", help="4,000 nodes on virtual time as well")
     parser.add_argument("--sizes", nargs="+", type=int, help="other sizes on virtual time")
     parser.add_argument("--hours", type=float, default=6.0, help="virtual hours of churn")
@@ -57,7 +62,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     sizes = options.sizes or ([100, 1000, 4000] if options.nightly else [100, 1000])
     parts: list[tuple[str, Callable[[], list[Row]]]] = [
-        *(("loopback", partial(on_loopback, size)) for size in SIZES),
+        *(("loopback", partial(on_loopback, size, options.anchor_python)) for size in SIZES),
         *(("virtual", partial(on_virtual_time, size)) for size in sizes),
         *(("dead", partial(with_dead, size)) for size in sizes),
         *(("lying", partial(with_liars, size)) for size in sizes),
@@ -73,11 +78,11 @@ def main() -> None:
     print_report("dht", rows, as_json=options.json)
 
 
-def on_loopback(size: int) -> list[Row]:
+def on_loopback(size: int, anchor_python: str) -> list[Row]:
     """Both take turns within each repeat, so that a busy machine disturbs both alike."""
     mine: list[Loopback] = []
     theirs: list[Loopback] = []
-    anchor = hivemind_peers.Anchor(size) if hivemind_peers.is_installed() else None
+    anchor = hivemind_peers.Anchor(anchor_python, size) if has_hivemind(anchor_python) else None
     try:
         for _ in range(REPEATS):
             mine.append(trio.run(loopback.measure, size, KEYS, WARMUP))

@@ -7,7 +7,6 @@ process that starts it: that should be small, and hold no event loop of ours.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import random
@@ -32,16 +31,12 @@ VALUE_BYTES = 300
 """About as much as our signed record of one address."""
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("hivemind") is not None
-
-
 class Anchor:
-    """The process with ``count`` peers; `close` ends it and them."""
+    """The process with ``count`` peers, run by ``python``; `close` ends it and them."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, python: str, count: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.dht.hivemind_peers", str(count)],
+            [python, "-m", "benchmarks.dht.hivemind_peers", str(count)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
