@@ -63,11 +63,9 @@ class BondRule:
 
 
 def weights_for_bonds(weights: Bits, clipped: Bits, penalty: int) -> Bits:
-    """W + penalty (Wc - W), floored; the weights themselves at penalty 0, the clipped ones at 1."""
+    """W + penalty (Wc - W), floored, for a penalty under 1."""
     if penalty == 0:
         return weights
-    if penalty == ONE:
-        return clipped
     # the product is negative, and its floor is minus the ceiling of the positive one
     lost = (weights - clipped).view(np.uint64) * np.uint64(penalty) + np.uint64(ONE - 1)
     return weights - (lost >> np.uint64(FRACTION_BITS)).view(np.int64)

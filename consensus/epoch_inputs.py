@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .dense_rows import DenseRows
 from .errors import InvalidEpochInput
 from .fixedpoint import MAX_BITS, U16_MAX, Bits
 from .sparse_rows import UIDS_MAX, SparseRows
 
 Flags = npt.NDArray[np.bool_]
 Integers = Sequence[int] | npt.NDArray[np.int64]
-Rows = Sequence[Iterable[Sequence[int]]] | SparseRows
+Rows = Sequence[Iterable[Sequence[int]]] | SparseRows | DenseRows
 
 NO_COMMIT = MAX_BITS
 """The commit block of a uid that has no unexpired commit."""
@@ -37,7 +38,8 @@ class EpochInputs:
 
     Rows: ``weights_u16`` and ``bonds_u16`` hold for each uid its (uid, u16) pairs in ascending order, explicit zeros
     kept; ``bonds_u16`` is ``stored_bonds_u16`` of the epoch before (empty rows at first). For large networks pass
-    ``SparseRows``, which are arrays already. ``validator_permit`` is ``new_validator_permit`` of the epoch before.
+    ``SparseRows`` or ``DenseRows``, which are arrays already. ``validator_permit`` is ``new_validator_permit`` of the
+    epoch before.
 
     Rules: ``yuma_version`` 1 keeps bonds as shares of each miner (classic), 3 keeps one bond in [0, 1] per pair.
     ``*_u16`` parameters are fractions of 65535: ``kappa_u16`` the stake that decides a weight, ``bonds_penalty_u16``
@@ -75,15 +77,15 @@ class EpochInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EpochArrays:
-    """The vectors and rows of ``EpochInputs``, checked: int64 and bool [n], and two ``SparseRows`` of n rows."""
+    """The vectors and rows of ``EpochInputs``, checked: int64 and bool [n], and two sets of n rows."""
 
     stake: Bits
     permit: Flags
     last_update: Bits
     registered: Bits
     commit: Bits
-    weights: SparseRows
-    bonds: SparseRows
+    weights: SparseRows | DenseRows
+    bonds: SparseRows | DenseRows
 
 
 def check_inputs(inputs: EpochInputs) -> EpochArrays:
@@ -157,6 +159,6 @@ def _vector(name: str, values: Integers, n: int) -> Bits:
     return array.astype(np.int64)
 
 
-def _rows(name: str, rows: Rows, n: int) -> SparseRows:
-    sparse = rows if isinstance(rows, SparseRows) else SparseRows.from_rows(rows, name)
-    return sparse.checked(n, name)
+def _rows(name: str, rows: Rows, n: int) -> SparseRows | DenseRows:
+    given = rows if isinstance(rows, SparseRows | DenseRows) else SparseRows.from_rows(rows, name)
+    return given.checked(n, name)

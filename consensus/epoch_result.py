@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .dense_rows import DenseRows
 from .epoch_inputs import EpochInputs, Flags
 from .fixedpoint import Bits, max_upscale_to_u16, to_u16
 from .pairs import Pairs
-from .sparse_rows import SparseRows, sparse_from_dense
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -44,7 +44,7 @@ class EpochResult:
     validator_emission: Bits
     emission: Bits
     pairs: Pairs
-    stored_bonds_u16: SparseRows
+    stored_bonds_u16: DenseRows
 
     @property
     def stake_u16(self) -> npt.NDArray[np.uint16]:
@@ -72,8 +72,8 @@ class EpochResult:
         return max_upscale_to_u16(self.combined_share_bits)
 
     @property
-    def ema_bonds_bits(self) -> SparseRows:
+    def ema_bonds_bits(self) -> DenseRows:
         """Bonds in the scale in which they are stored, before rounding to u16, as a row per uid; computed anew."""
         by_uid = np.argsort(self.pairs.row_uids)
         rows = self.pairs.scaled_for_storage(self.pairs.bonds()).T[by_uid]
-        return sparse_from_dense(rows, rows > 0, self.pairs.row_uids[by_uid], self.inputs.n)
+        return DenseRows(self.inputs.n, self.pairs.row_uids[by_uid], rows, np.zeros(0, np.int64))

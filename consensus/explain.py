@@ -72,7 +72,7 @@ def without_validator(inputs: EpochInputs, uid: int) -> EpochInputs:
 
 def _ratings(inputs: EpochInputs, result: EpochResult, uid: int) -> list[Rating]:
     pairs, here = result.pairs, slice(uid, uid + 1)
-    weights, clipped = pairs.weights[uid], pairs.clipped_weights(here)[0]
+    weights, clipped = pairs.weights(here)[0], pairs.clipped_weights(here)[0]
     bonds, ranks = _bond_shares(result, here)[0], multiply_shares(pairs.voting_stake, clipped)
     ratings = []
     for row in np.argsort(pairs.row_uids).tolist():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,24 @@ from .bonds import (
     weights_for_bonds,
 )
 from .epoch_inputs import Flags
-from .fixedpoint import Bits, normalize_near_one, to_u16
+from .fixedpoint import ONE, Bits, divide, normalize_near_one, to_u16
 
 ALL = slice(None)
+
+T = TypeVar("T")
+
+
+class MapTiles(Protocol):
+    """How work on the tiles is done: ``map``, or the ``map`` of a pool of threads."""
+
+    def __call__(self, work: Callable[[slice], T], tiles: Iterable[slice], /) -> Iterable[T]: ...
+
 
 TILE = 1 << 16
 """Matrix elements per step at most: a few arrays of this size stay in a core's second-level cache."""
 
 _TILE_AT_LEAST = 1 << 13  # below it the calls cost more than the work
+_SQUARE = 128
 _TILES = 8  # for threads to share, and in a small network to keep arrays small enough to be allocated from the heap
 
 
@@ -42,12 +52,19 @@ def tiles(miners: int, rows: int) -> Iterator[slice]:
     return (slice(start, start + width) for start in range(0, miners, width))
 
 
-def columns(matrix: npt.NDArray[Any], tile: slice) -> npt.NDArray[Any]:
-    """Some columns of a matrix [R, n] as rows of their own [width, R].
+def transposed(matrix: npt.NDArray[Any], map_tiles: MapTiles = map) -> npt.NDArray[Any]:
+    """A contiguous copy of ``matrix`` [R, n] as [n, R], in small squares: whole columns would miss the cache."""
+    rows, n = matrix.shape
+    result = np.empty((n, rows), matrix.dtype)
 
-    The first copy makes the block small and dense; transposing over the whole matrix would miss the cache each step.
-    """
-    return np.ascontiguousarray(np.ascontiguousarray(matrix[:, tile]).T)
+    def turn(strip: slice) -> None:
+        for first in range(0, rows, _SQUARE):
+            side = slice(first, first + _SQUARE)
+            result[strip, side] = np.ascontiguousarray(matrix[side, strip]).T
+
+    for _ in map_tiles(turn, (slice(first, first + _SQUARE) for first in range(0, n, _SQUARE))):
+        pass
+    return result
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -55,31 +72,40 @@ class Pairs:
     """The matrices of one epoch. Every method gives [miners, R] for a slice of miners, by default for all.
 
     Column r belongs to uid ``row_uids[r]``: every uid that may set weights or holds bonds, those with active stake
-    first. Kept are the ``weights`` [n, R], each validator's summing to 1; what they were made from, as rows [R, n]:
-    ``kept_bonds_u16`` (stored by the epoch before, without those to uids registered since) and ``explicit_zeros``
-    (zero weights that were sent; empty without liquid alpha); ``consensus`` [n] and ``voting_stake`` [R]. The rest is
-    computed when asked for, by the same steps as in the epoch itself.
+    first. Kept is what the rest is made from, by the same steps as in the epoch itself when it is asked for:
+    ``votes_u16`` [n, R], the weights as submitted, and ``vote_sums`` [R], each validator's sum of them (1 where that is
+    0); ``kept_bonds_u16`` [n, R] (stored by the epoch before, without those to uids registered since);
+    ``explicit_zeros`` [n, R] (zero weights that were sent; [n, 0] without liquid alpha); ``consensus`` [n] and
+    ``voting_stake`` [R].
     """
 
     row_uids: npt.NDArray[np.int64]
-    weights: Bits
+    votes_u16: U16Matrix
+    vote_sums: Bits
     explicit_zeros: Flags
     kept_bonds_u16: U16Matrix
     consensus: Bits
     voting_stake: Bits
     rule: BondRule
 
+    def weights(self, miners: slice = ALL) -> Bits:
+        """Each validator's weights as shares: over all miners they sum to 1 or 0."""
+        return divide(self.votes_u16[miners], self.vote_sums)
+
     def clipped_weights(self, miners: slice = ALL) -> Bits:
         """Weights cut at consensus; none is raised, no row is normalised again."""
-        return np.minimum(self.weights[miners], self.consensus[miners, None])
+        weights = self.weights(miners)
+        return np.minimum(weights, self.consensus[miners, None], out=weights)
 
     def weights_for_bonds(self, miners: slice = ALL) -> Bits:
         """Weights after the bonds penalty: between the clipped ones (penalty 1) and the unclipped (penalty 0)."""
-        return weights_for_bonds(self.weights[miners], self.clipped_weights(miners), self.rule.penalty)
+        if self.rule.penalty == ONE:
+            return self.clipped_weights(miners)
+        return weights_for_bonds(self.weights(miners), self.clipped_weights(miners), self.rule.penalty)
 
     def old_bonds(self, miners: slice = ALL) -> Bits:
         """The bonds of the epoch before: shares of each miner (classic), or one bond in [0, 1] per pair (Yuma 3)."""
-        return old_bonds(columns(self.kept_bonds_u16, miners), self.rule.is_yuma_3)
+        return old_bonds(self.kept_bonds_u16[miners], self.rule.is_yuma_3)
 
     def bought_bonds(self, miners: slice = ALL) -> Bits:
         """Classic: what this epoch's weights and stake buy, as shares of each miner."""
@@ -105,9 +131,9 @@ class Pairs:
         return bonds
 
     def _has_entry(self, miners: slice) -> Flags:
-        zeros = columns(self.explicit_zeros, miners)
+        zeros = self.explicit_zeros[miners]
         new = self.weights_for_bonds(miners)
-        return has_bond_entry(self.weights[miners], self.clipped_weights(miners), new, zeros, self.rule.penalty)
+        return has_bond_entry(self.weights(miners), self.clipped_weights(miners), new, zeros, self.rule.penalty)
 
     def rounded_for_storage(self, bonds: Bits) -> U16Matrix:
         """``bonds`` [miners, R] as they are stored: ``scaled_for_storage``, floored to fractions of 65535."""

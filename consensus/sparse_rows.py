@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from operator import index
 from typing import Any
 
@@ -15,8 +15,6 @@ from .errors import InvalidEpochInput
 
 UIDS_MAX = 32_768
 """Most uids in one epoch: beyond it sums of u16 values saturate 31 bits, and dividing by them means nothing."""
-
-_STRETCH = 128  # entries for each gap from which copying whole stretches is faster than entry by entry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,9 +56,10 @@ class SparseRows:
         return len(self.starts) - 1
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Entries per row."""
-        return np.diff(self.starts)
+    def occupied(self) -> npt.NDArray[np.bool_]:
+        """Which rows have an entry."""
+        occupied: npt.NDArray[np.bool_] = np.diff(self.starts) > 0
+        return occupied
 
     def row(self, uid: int) -> list[tuple[int, int]]:
         """One row as (uid, value) pairs."""
@@ -76,7 +75,7 @@ class SparseRows:
         if len(self) != n:
             raise InvalidEpochInput(f"{name} has a row for each uid", n, len(self))
         entries = len(self.uids)
-        if self.starts[0] != 0 or self.starts[-1] != entries or (self.lengths < 0).any():
+        if self.starts[0] != 0 or self.starts[-1] != entries or (np.diff(self.starts) < 0).any():
             raise InvalidEpochInput(f"{name}: rows follow one another", (0, entries), (self.starts[0], self.starts[-1]))
         kinds = (str(self.uids.dtype), str(self.values.dtype), len(self.values))
         if kinds != ("uint16", "uint16", entries):
@@ -99,55 +98,15 @@ class SparseRows:
         """
         starts, stops = self.starts[row_uids], self.starts[row_uids + 1]
         rows = len(row_uids)
-        missing = rows * columns - int((stops - starts).sum())
-        if 0 <= missing * _STRETCH <= rows * columns and (starts[1:] == stops[:-1]).all():
-            return self._almost_full(starts, stops, columns, missing)
+        if rows and (starts + columns == stops).all() and (starts[1:] == stops[:-1]).all():
+            view = self.values[starts[0] : stops[-1]].reshape(rows, columns)
+            view.flags.writeable = False
+            return view
         matrix = np.zeros((rows, columns), self.values.dtype)
         for row, start, stop in zip(matrix, starts.tolist(), stops.tolist(), strict=True):
             row[self.uids[start:stop]] = self.values[start:stop]
         return matrix
 
-    def _almost_full(
-        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], columns: int, missing: int
-    ) -> npt.NDArray[Any]:
-        """Rows that follow one another and lack few entries, as where only oneself is missing: whole stretches."""
-        here = slice(int(starts[0]), int(stops[-1])) if len(starts) else slice(0)
-        uids, values = self.uids[here], self.values[here]
-        if not missing:
-            view = values.reshape(len(starts), columns)
-            view.flags.writeable = False
-            return view
-        matrix = np.zeros(len(starts) * columns, self.values.dtype)
-        is_first = np.append(True, uids[1:] - uids[:-1] != 1)
-        is_first[(starts - here.start)[starts < stops]] = True
-        first = np.flatnonzero(is_first)
-        row = np.searchsorted(starts - here.start, first, side="right") - 1
-        places = row * columns + uids[first]
-        for place, (start, stop) in zip(places.tolist(), pairwise([*first.tolist(), uids.size]), strict=True):
-            matrix[place : place + stop - start] = values[start:stop]
-        return matrix.reshape(len(starts), columns)
-
-
-def sparse_from_dense(
-    matrix: npt.NDArray[Any], present: npt.NDArray[np.bool_], row_uids: npt.NDArray[np.int64], n: int
-) -> SparseRows:
-    """The entries of ``matrix`` [R, n] where ``present``, as n rows; row r of the matrix becomes row ``row_uids[r]``.
-
-    ``row_uids`` must ascend.
-    """
-    lengths = np.zeros(n, np.int64)
-    lengths[row_uids] = present.sum(axis=1)
-    starts = np.zeros(n + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    columns = np.tile(np.arange(n, dtype=np.uint16), len(row_uids))
-    absent = np.flatnonzero(~present)
-    if absent.size * _STRETCH <= matrix.size:
-        return SparseRows(starts, _without(columns, absent), _without(matrix.ravel(), absent))
-    kept = present.ravel()
-    return SparseRows(starts, columns[kept], matrix.ravel()[kept])
-
-
-def _without(values: npt.NDArray[Any], places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """``values`` [m] but for those at the rising ``places``: stretches between them, far faster than one by one."""
-    ends = [-1, *places.tolist(), values.size]
-    return np.concatenate([values[first + 1 : last] for first, last in pairwise(ends)])
+    def only_zeros(self) -> SparseRows:
+        """The entries that are zero, each with the value 1."""
+        return SparseRows(self.starts, self.uids, self.values == 0)

@@ -6,25 +6,22 @@ pallets/subtensor/src/epoch, commit 14bc6f9f, bit for bit. Everything is integer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .bonds import BondRule, U16Matrix
+from .dense_rows import DenseRows
 from .epoch_inputs import EpochArrays, EpochInputs, Flags, check_inputs
 from .epoch_result import EpochResult
 from .errors import InvalidEpochInput
 from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply_shares, normalize, ratio
 from .median import weighted_median
-from .pairs import Pairs, columns, tiles
-from .sparse_rows import SparseRows, sparse_from_dense
+from .pairs import MapTiles, Pairs, tiles, transposed
 
 __all__ = ["EpochInputs", "EpochResult", "epoch", "pruning_order", "upscale_weights"]
-
-MapTiles = Callable[[Callable[[slice], Bits], Iterable[slice]], Iterable[Bits]]
-"""How work on the tiles is done: ``map``, or the ``map`` of a pool of threads."""
 
 
 def epoch(inputs: EpochInputs, *, map_tiles: MapTiles = map) -> EpochResult:
@@ -44,15 +41,17 @@ def epoch(inputs: EpochInputs, *, map_tiles: MapTiles = map) -> EpochResult:
     row_uids = _row_uids(arrays, permit, active_stake)
     voting_stake = active_stake[row_uids]
     submitted, explicit_zeros = _submitted_weights(inputs, arrays, permit, row_uids)
+    votes, vote_sums = transposed(submitted, map_tiles), np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
     kappa = ratio(inputs.kappa_u16, U16_MAX)
-    weights, consensus, row_trust, ranks = _agree(submitted, voting_stake, kappa, map_tiles)
+    consensus, row_trust, ranks = _agree(votes, vote_sums, voting_stake, kappa, map_tiles)
     incentive = normalize(ranks)
 
     pairs = Pairs(
         row_uids=row_uids,
-        weights=weights,
-        explicit_zeros=explicit_zeros,
-        kept_bonds_u16=_kept_bonds(inputs, arrays, row_uids),
+        votes_u16=votes,
+        vote_sums=vote_sums,
+        explicit_zeros=transposed(explicit_zeros, map_tiles),
+        kept_bonds_u16=transposed(_kept_bonds(inputs, arrays, row_uids), map_tiles),
         consensus=consensus,
         voting_stake=voting_stake,
         rule=BondRule.of(inputs),
@@ -143,7 +142,7 @@ def _permits(inputs: EpochInputs, arrays: EpochArrays, stake: Bits) -> tuple[Fla
 
 def _row_uids(arrays: EpochArrays, permit: Flags, active_stake: Bits) -> npt.NDArray[np.int64]:
     """The uids that have a say: permitted, or holding bonds; those with active stake first, as a slice of voters."""
-    uids = np.flatnonzero(permit | (arrays.bonds.lengths > 0))
+    uids = np.flatnonzero(permit | (arrays.bonds.occupied))
     return uids[np.argsort(active_stake[uids] == 0, kind="stable")]
 
 
@@ -166,8 +165,7 @@ def _submitted_weights(
     submitted: U16Matrix = _valid(arrays.weights.dense(row_uids, inputs.n), inputs, arrays, permit, row_uids)
     if not (inputs.yuma_version == 3 and inputs.liquid_alpha):
         return submitted, np.zeros((0, inputs.n), np.bool_)
-    rows = arrays.weights
-    zeros = SparseRows(rows.starts, rows.uids, rows.values == 0).dense(row_uids, inputs.n)
+    zeros = arrays.weights.only_zeros().dense(row_uids, inputs.n)
     return submitted, _valid(zeros, inputs, arrays, permit, row_uids)
 
 
@@ -194,28 +192,29 @@ def _valid(
     return matrix
 
 
-def _agree(submitted: U16Matrix, voting_stake: Bits, kappa: int, map_tiles: MapTiles) -> tuple[Bits, Bits, Bits, Bits]:
-    """The weights [n, R], each validator's summing to 1 or 0; consensus per miner, trust per row, rank per miner.
+def _agree(
+    votes: U16Matrix, vote_sums: Bits, voting_stake: Bits, kappa: int, map_tiles: MapTiles
+) -> tuple[Bits, Bits, Bits]:
+    """Consensus per miner, trust per row, rank per miner, from ``votes`` [n, R] of which each row's share counts.
 
     Consensus is the stake-weighted median of a miner's weights; weights over it are cut to it, none is raised.
     Trust is what is left of a validator's weights, rank the active stake behind a miner's clipped weights.
     """
-    rows, n = submitted.shape
+    n, rows = votes.shape
     voters = int(np.count_nonzero(voting_stake))
     median_stake = normalize(voting_stake[:voters])
-    sums = np.maximum(submitted.sum(axis=1, dtype=np.int64), 1)
-    weights, consensus, ranks = np.empty((n, rows), np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    consensus, ranks = np.empty(n, np.int64), np.empty(n, np.int64)
 
     def agree_on(tile: slice) -> Bits:
-        part = weights[tile] = divide(columns(submitted, tile), sums)
-        consensus[tile] = weighted_median(part[:, :voters], median_stake, kappa)
-        clipped = np.minimum(part, consensus[tile, None], out=part)
+        weights = divide(votes[tile], vote_sums)
+        consensus[tile] = weighted_median(weights[:, :voters], median_stake, kappa)
+        clipped = np.minimum(weights, consensus[tile, None], out=weights)
         ranks[tile] = multiply_shares(voting_stake, clipped).sum(axis=1)
         trust: Bits = clipped.sum(axis=0)
         return trust
 
     trust = sum(map_tiles(agree_on, tiles(n, rows)), np.zeros(rows, np.int64))
-    return weights, consensus, trust, ranks
+    return consensus, trust, ranks
 
 
 # --- bonds, dividends, emission -------------------------------------------------------------------------------
@@ -232,21 +231,20 @@ def _kept_bonds(inputs: EpochInputs, arrays: EpochArrays, row_uids: npt.NDArray[
 
 def _bonds_and_dividends(
     pairs: Pairs, incentive: Bits, new_permit: Flags, map_tiles: MapTiles
-) -> tuple[Bits, SparseRows]:
+) -> tuple[Bits, DenseRows]:
     """Each row's share of the dividends [R], and the bonds as the next epoch reads them.
 
     Dividends are the incentive of the miners that a validator holds bonds in. Classic bonds already grew with stake;
     in Yuma 3 stake enters here. Stored are u16 rows in uid order, of uids that keep or gain a permit; a bond that
     rounds to 0 stays as an entry. One pass over the miners, since bonds of all pairs at once leave the cache.
     """
-    n, rows = pairs.weights.shape
-    stored = np.empty((rows, n), np.uint16)
+    n, rows = pairs.votes_u16.shape
+    stored = np.empty((n, rows), np.uint16)
     rounded_away: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
 
     def reward(tile: slice) -> Bits:
         bonds = pairs.bonds(tile)
-        rounded = pairs.rounded_for_storage(bonds)
-        stored[:, tile] = rounded.T
+        rounded = stored[tile] = pairs.rounded_for_storage(bonds)
         if np.count_nonzero(rounded) != np.count_nonzero(bonds):
             miners, row = np.nonzero((bonds > 0) & (rounded == 0))
             rounded_away.append((row, miners + tile.start))
@@ -256,20 +254,10 @@ def _bonds_and_dividends(
 
     held = sum(map_tiles(reward, tiles(n, rows)), np.zeros(rows, np.int64))
     dividends = normalize(multiply_shares(held, pairs.voting_stake) if pairs.rule.is_yuma_3 else held)
-    present = stored > 0
-    for row, miners in rounded_away:
-        present[row, miners] = True
-    return dividends, _rows_of_permitted(stored, present, pairs.row_uids, new_permit)
-
-
-def _rows_of_permitted(
-    stored: U16Matrix, present: Flags, row_uids: npt.NDArray[np.int64], new_permit: Flags
-) -> SparseRows:
-    by_uid = np.argsort(row_uids)
-    by_uid = by_uid[new_permit[row_uids[by_uid]]]
-    if not np.array_equal(by_uid, np.arange(len(row_uids))):  # mostly they stand in that order already
-        stored, present = stored[by_uid], present[by_uid]
-    return sparse_from_dense(stored, present, row_uids[by_uid], len(new_permit))
+    zeros = np.sort(np.concatenate([np.zeros(0, np.int64), *(row * n + miner for row, miner in rounded_away)]))
+    stored_rows = DenseRows(n, pairs.row_uids, transposed(stored, map_tiles), zeros)
+    by_uid = np.argsort(pairs.row_uids)
+    return dividends, stored_rows.chosen(by_uid[new_permit[pairs.row_uids[by_uid]]])
 
 
 def _emission_shares(incentive: Bits, dividends: Bits, active_stake: Bits, stake: Bits) -> tuple[Bits, Bits, Bits]:

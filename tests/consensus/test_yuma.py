@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moed.consensus.dense_rows import DenseRows
 from moed.consensus.epoch_inputs import NO_COMMIT
 from moed.consensus.errors import InvalidEpochInput, RuleBroken
 from moed.consensus.fixedpoint import ONE, U16_MAX
-from moed.consensus.sparse_rows import UIDS_MAX, SparseRows, sparse_from_dense
+from moed.consensus.sparse_rows import UIDS_MAX, SparseRows
 from moed.consensus.yuma import EpochInputs, epoch, pruning_order, upscale_weights
 from support.epochs import as_dict, run_epoch
 
@@ -219,7 +220,7 @@ def test_intermediates_stay_in_their_ranges(seed: int) -> None:
             assert values.min() >= 0
             assert values.sum() <= ONE
         pairs = result.pairs
-        assert (pairs.weights.sum(axis=0) <= ONE).all()
+        assert (pairs.weights().sum(axis=0) <= ONE).all()
         assert (pairs.clipped_weights() <= result.consensus_bits[:, None]).all()
         for matrix in (pairs.weights_for_bonds(), pairs.old_bonds(), pairs.bonds(), pairs.alphas()):
             assert matrix.min(initial=0) >= 0
@@ -306,7 +307,7 @@ def test_minority_cannot_raise_a_miner() -> None:
         "bonds_u16": [[]] * 4,
     }
     result = run_epoch(inputs)
-    assert result.consensus_bits[3] == result.pairs.weights[3, 0]
+    assert result.consensus_bits[3] == result.pairs.weights()[3, 0]
     assert result.validator_trust_bits[1] < result.validator_trust_bits[0]
     assert result.dividends_bits[1] * 60 < result.dividends_bits[0] * 40
     assert not result.is_emergency
@@ -437,6 +438,12 @@ BROKEN: list[tuple[str, Any]] = [
     ("bonds_u16", SparseRows(np.array([0, 1, 1, 1]), np.array([0], np.uint16), np.array([1], np.int64))),
     ("bonds_u16", SparseRows(np.array([0, 2, 1, 1]), np.array([0], np.uint16), np.array([1], np.uint16))),
     ("bonds_u16", SparseRows(np.array([1, 1, 1, 1]), np.array([0], np.uint16), np.array([1], np.uint16))),
+    ("bonds_u16", DenseRows(2, np.array([0]), np.zeros((1, 2), np.uint16), np.array([], np.int64))),
+    ("bonds_u16", DenseRows(3, np.array([0]), np.zeros((1, 3), np.int64), np.array([], np.int64))),
+    ("bonds_u16", DenseRows(3, np.array([0, 1]), np.zeros((1, 3), np.uint16), np.array([], np.int64))),
+    ("bonds_u16", DenseRows(3, np.array([1, 0]), np.zeros((2, 3), np.uint16), np.array([], np.int64))),
+    ("bonds_u16", DenseRows(3, np.array([3]), np.zeros((1, 3), np.uint16), np.array([], np.int64))),
+    ("bonds_u16", DenseRows(3, np.array([0]), np.zeros((1, 3), np.uint16), np.array([3]))),
     ("kappa_u16", 65536),
     ("bonds_penalty_u16", -1),
     ("bonds_moving_average_ppm", 1_000_001),
@@ -481,20 +488,27 @@ def test_foreign_vectors_give_an_epoch_or_a_typed_refusal(name: str, value: list
     assert sum(result.emission.tolist()) <= 1000
 
 
-def test_almost_full_rows_are_told_apart() -> None:
-    """Rows that lack an entry at either end, or in the middle, or all: the matrix and back gives the same rows."""
-    columns = 512
-    full = [(uid, uid % 7) for uid in range(columns)]
-    rows = [full[1:], full[:-1], full[:200] + full[201:], full, full[2:], full[:-2]]
-    given_rows = SparseRows.from_rows(rows + [[]] * (columns - len(rows)))
-    row_uids = np.arange(len(rows))
-    matrix = given_rows.dense(row_uids, columns)
-    assert [[(uid, int(value)) for uid, value in enumerate(row)] for row in matrix] == [
-        [(uid, dict(row).get(uid, 0)) for uid in range(columns)] for row in rows
-    ]
-    present = np.array([[uid in dict(row) for uid in range(columns)] for row in rows])
-    assert sparse_from_dense(matrix, present, row_uids, columns).to_lists() == given_rows.to_lists()
-    assert given_rows.dense(np.array([3]), columns).tolist() == [[value for _, value in full]]
+def test_dense_rows_say_the_same_as_sparse_ones() -> None:
+    """Entries, explicit zeros, empty rows and chosen rows come out of the matrix as they come out of pairs."""
+    columns = 8
+    lists = [[(0, 3), (1, 0), (7, 65535)], [], [(uid, uid) for uid in range(columns)], [(5, 0)], [], [], [], [(0, 1)]]
+    sparse = SparseRows.from_rows(lists)
+    row_uids = np.array([0, 2, 3, 4, 7])
+    zeros = [row * columns + uid for row, own in enumerate(row_uids) for uid, value in lists[own] if value == 0]
+    dense = DenseRows(columns, row_uids, sparse.dense(row_uids, columns), np.array(zeros)).checked(columns, "rows")
+    assert dense.to_lists() == sparse.to_lists()
+    assert dense.occupied.tolist() == sparse.occupied.tolist()
+    for wanted in ([0, 1, 2, 5], [7, 0], [], [0, 2, 3, 4, 7]):
+        there = np.array(wanted, np.int64)
+        assert dense.dense(there, columns).tolist() == sparse.dense(there, columns).tolist()
+        assert dense.only_zeros().dense(there, columns).tolist() == sparse.only_zeros().dense(there, columns).tolist()
+    shuffled = np.array([3, 1, 4, 0, 2])
+    told = DenseRows(columns, row_uids[shuffled], dense.matrix[shuffled], np.array([0, 1, 2]))  # zeros of uid 4's row
+    ascending = told.chosen(np.argsort(told.row_uids)[:-1])
+    assert ascending.row_uids.tolist() == [0, 2, 3, 4]
+    assert ascending.row(4) == [(0, 0), (1, 0), (2, 0)]
+    assert ascending.row(0) == [(0, 3), (7, 65535)]
+    assert ascending.row(7) == []
 
 
 def test_sparse_rows_round_trip() -> None:
@@ -502,5 +516,5 @@ def test_sparse_rows_round_trip() -> None:
     rows = [[(0, 0), (5, 65535)], [], [(2, 1)]]
     sparse = SparseRows.from_rows(rows)
     assert sparse.to_lists() == rows
-    assert sparse.lengths.tolist() == [2, 0, 1]
+    assert sparse.occupied.tolist() == [True, False, True]
     assert SparseRows.from_rows([]).to_lists() == []

@@ -39,7 +39,7 @@ SHARES: dict[str, Callable[[EpochResult], npt.NDArray[np.int64]]] = {
     "vtrust": lambda result: result.validator_trust_bits,
     "ranks": lambda result: result.ranks_bits,
     "preranks": lambda result: (
-        result.pairs.weights.astype(object) * result.pairs.voting_stake.astype(object) >> 32
+        result.pairs.weights().astype(object) * result.pairs.voting_stake.astype(object) >> 32
     ).sum(axis=1),
     "active_stake": lambda result: result.active_stake_bits,
     "dividends_exact": lambda result: result.dividends_bits,
