@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Annotated
 
 from msgspec import Meta
 
-from moed.protocol.codec import Record, decode_record, encode, encode_record, require_length
+from moed.protocol.codec import Record, decode_record, encode_record, require_length
 from moed.protocol.domains import Domain, tagged_hash
 from moed.protocol.errors import BadSignature
 from moed.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
@@ -17,24 +16,44 @@ from .params import NonNegative
 from .state import ValidatorSet
 from .transactions import SignedTransaction, transactions_root
 from .turns import is_quorum, power_of, total_power
+from .votes import (
+    HASH_BYTES,
+    MAX_ROUND,
+    NO_BLOCK,
+    Round,
+    ValidRound,
+    Vote,
+    VoteKind,
+    proposal_payload,
+    sign_vote,
+    vote_payload,
+)
 
-HASH_BYTES = 32
-NO_BLOCK = b""
-"""The block hash of a vote for no block (nil)."""
-MAX_ROUND = 1_000
-"""A network that disagrees this often at one height needs people, not another round."""
+__all__ = [
+    "GENESIS_COMMIT",
+    "HASH_BYTES",
+    "MAX_BLOCK_RECORD_BYTES",
+    "MAX_ROUND",
+    "NO_BLOCK",
+    "Block",
+    "Commit",
+    "CommitSignature",
+    "Header",
+    "Proposal",
+    "Round",
+    "Vote",
+    "VoteKind",
+    "check_commit",
+    "decode_block",
+    "decode_commit",
+    "proposal_payload",
+    "sign_proposal",
+    "sign_vote",
+    "vote_payload",
+]
 
 MAX_BLOCK_RECORD_BYTES = 1 << 22
 """No block, proposal or commit is longer when encoded; `ChainParams` bounds what goes into one accordingly."""
-
-Round = Annotated[int, Meta(ge=0, le=MAX_ROUND)]
-
-
-class VoteKind(IntEnum):
-    """The two votes of a round, in order."""
-
-    PREVOTE = 1
-    PRECOMMIT = 2
 
 
 class Header(Record, frozen=True, kw_only=True):
@@ -113,33 +132,11 @@ class Block(Record, frozen=True, kw_only=True):
         )
 
 
-class Vote(Record, frozen=True, kw_only=True):
-    """One validator's prevote or precommit for a block hash, or for none, in one round of one height."""
-
-    kind: VoteKind
-    height: Annotated[int, Meta(ge=1)]
-    round: Round
-    block_hash: bytes
-    validator: bytes
-    signature: bytes
-
-    def __post_init__(self) -> None:
-        if self.block_hash != NO_BLOCK:
-            require_length("block_hash", self.block_hash, HASH_BYTES)
-        require_length("validator", self.validator, PUBLIC_KEY_BYTES)
-        require_length("signature", self.signature, SIGNATURE_BYTES)
-
-    def check_signature(self, network_id: bytes) -> None:
-        """Raise `BadSignature` unless the validator signed exactly this vote for this network."""
-        payload = vote_payload(self.kind, self.height, self.round, self.block_hash)
-        verify(self.validator, Domain.VOTE, network_id, payload, self.signature)
-
-
 class Proposal(Record, frozen=True, kw_only=True):
     """A block put up for a round; ``valid_round`` is the earlier round in which it had a quorum, or -1."""
 
     round: Round
-    valid_round: Annotated[int, Meta(ge=-1, le=MAX_ROUND)]
+    valid_round: ValidRound
     block: Block
     signature: bytes
 
@@ -161,31 +158,6 @@ def decode_block(data: bytes | memoryview) -> Block:
 def decode_commit(data: bytes | memoryview) -> Commit:
     """Parse one commit from its own bytes. Raises `Malformed` or `TooLarge`; its signatures are not checked."""
     return decode_record(data, Commit, max_bytes=MAX_BLOCK_RECORD_BYTES)
-
-
-def vote_payload(kind: VoteKind, height: int, round_number: int, block_hash: bytes) -> bytes:
-    """The bytes that a vote signs."""
-    return encode([int(kind), height, round_number, block_hash])
-
-
-def proposal_payload(height: int, round_number: int, valid_round: int, block_hash: bytes) -> bytes:
-    """The bytes that a proposal signs."""
-    return encode([height, round_number, valid_round, block_hash])
-
-
-def sign_vote(
-    identity: Identity, network_id: bytes, kind: VoteKind, height: int, round_number: int, block_hash: bytes
-) -> Vote:
-    """Sign a vote. Callers go through a signer that has put the vote on disk first."""
-    payload = vote_payload(kind, height, round_number, block_hash)
-    return Vote(
-        kind=kind,
-        height=height,
-        round=round_number,
-        block_hash=block_hash,
-        validator=identity.public_key,
-        signature=identity.sign(Domain.VOTE, network_id, payload),
-    )
 
 
 def sign_proposal(identity: Identity, network_id: bytes, round_number: int, valid_round: int, block: Block) -> Proposal:

@@ -29,6 +29,8 @@ class Domain(Enum):
     COMMIT = b"moed commit v1"
     PROPOSAL = b"moed proposal v1"
     VOTE = b"moed vote v1"
+    EVIDENCE = b"moed evidence v1"
+    KEY_CONSENT = b"moed key consent v1"
     RECEIPT = b"moed receipt v1"
     CHECKPOINT = b"moed checkpoint v1"
     CORPUS_BLOCK = b"moed corpus block v1"
