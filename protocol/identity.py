@@ -32,14 +32,48 @@ def node_id_of(public_key: bytes) -> NodeId:
     return NodeId(blake2b(public_key, digest_size=NODE_ID_BYTES).digest())
 
 
+class _Verified:
+    """Signatures that were found good, by hash: a vote is met alone and in commits, a transaction alone and in blocks.
+
+    Two generations of bounded size. A set is replaced, never shrunk, so threads need no lock.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._young or digest in self._old
+
+    def add(self, digest: bytes) -> None:
+        if len(self._young) >= self._generation:
+            self._old, self._young = self._young, set()
+        self._young.add(digest)
+
+
+_verified = _Verified(1 << 14)
+_MET_AGAIN = frozenset((Domain.VOTE, Domain.PROPOSAL, Domain.TRANSACTION))
+"""What is worth remembering; a datagram or a handshake comes once."""
+
+
 def verify(public_key: bytes, domain: Domain, network_id: bytes, payload: bytes, signature: bytes) -> None:
-    """Check ``signature`` over ``payload`` for this purpose and network, or raise `BadSignature`."""
+    """Check ``signature`` over ``payload`` for this purpose and network, or raise `BadSignature`.
+
+    What is met again and was good is remembered for a while, by the hash of key, signature and content.
+    """
     if len(signature) != SIGNATURE_BYTES or len(public_key) != PUBLIC_KEY_BYTES:
         raise BadSignature("a signature is 64 bytes under a 32-byte key")
+    signed = signing_input(domain, network_id, payload)
+    digest = blake2b(public_key + signature + signed, digest_size=32).digest() if domain in _MET_AGAIN else b""
+    if digest in _verified:
+        return
     try:
-        VerifyKey(public_key).verify(signing_input(domain, network_id, payload), signature)
+        VerifyKey(public_key).verify(signed, signature)
     except BadSignatureError as error:
         raise BadSignature(f"the {domain.name.lower()} signature does not match its key") from error
+    if digest:
+        _verified.add(digest)
 
 
 def x25519_public_of(public_key: bytes) -> bytes:
