@@ -1,7 +1,8 @@
 """One layer as a miner hosts it: answers forward, gives gradients backward and learns from them by Adam.
 
-Backward runs the layer again instead of keeping what forward computed: between a stranger's two calls anything may
-happen, memory that waits for the second one is memory that he holds.
+Backward takes up what the forward call before it computed where that is still there: same rows, same weights, one call
+kept at most. Else it runs the layer again: between a stranger's two calls anything may happen, and memory that waits
+for the second one is memory that he holds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from .optimizer import Adam, clip_gradients
 CHECKPOINT_KIND = "expert hidden"
 Rows = npt.NDArray[Any]
 
+_KEPT_ROWS_BYTES = 4 << 20
+"""Most bytes of inputs of a forward call that is kept for its backward; a layer holds about ten times as much."""
+
 
 class LayerSpec(Record, frozen=True, kw_only=True):
     """One layer as the local configuration names it. ``learning_rate`` 0 keeps the weights as they are."""
@@ -39,6 +43,15 @@ class LayerSpec(Record, frozen=True, kw_only=True):
     clip_norm: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """One forward call with its graph, and how often the weights had been moved before it."""
+
+    x: Tensor
+    output: Tensor
+    training_steps: int
+
+
 @dataclass(slots=True)
 class HostedLayer:
     """A layer with its optimizer and the place of its checkpoint. Not thread-safe: one device worker calls it."""
@@ -48,6 +61,8 @@ class HostedLayer:
     path: Path
     optimizer: Adam = field(default_factory=lambda: Adam(beta2=0.999))
     training_steps: int = 0
+    _kept: _Forward | None = None
+    _is_trained: bool = False  # callers follow a forward with its backward
 
     @property
     def name(self) -> str:
@@ -84,7 +99,14 @@ class HostedLayer:
 
     def forward(self, inputs: Rows) -> Rows:
         """Vectors float32 [B, D] to [B, D]; may be a view of ``inputs``. Raises `ExpertFailed` where torch gave up."""
+        was_used, self._kept = self._kept is None, None
+        self._is_trained = self._is_trained and was_used
         try:
+            if self._is_trained and inputs.nbytes <= _KEPT_ROWS_BYTES:
+                # a copy: the memory of a request is used again when it has been answered
+                self._kept = self._run(torch.from_numpy(inputs.copy()))
+                kept: Rows = self._kept.output.detach().numpy()
+                return kept
             with torch.inference_mode():
                 answer: Rows = self.module(_tensor(inputs)).numpy()
         except RuntimeError as error:  # torch's own failures, out of memory among them
@@ -100,16 +122,27 @@ class HostedLayer:
         # the norm alone costs one pass; it is not finite if any element is not
         if not math.isfinite(float(torch.linalg.vector_norm(at_output))):
             raise ShapeMismatch(f"expert {self.name!r}: a gradient that is not finite")
-        x = _tensor(inputs).detach().requires_grad_()
         try:
-            with torch.enable_grad():  # the caller may be inside a backward pass of its own
-                torch.autograd.backward(self.module(x), at_output)
+            run = self._kept_forward(inputs) or self._run(_tensor(inputs))
+            self._kept, self._is_trained = None, True
+            torch.autograd.backward(run.output, at_output)
         except RuntimeError as error:
             raise ExpertFailed(f"expert {self.name!r}: {error}") from error
         self._learn()
-        assert x.grad is not None
-        at_input: Rows = x.grad.numpy()
+        assert run.x.grad is not None
+        at_input: Rows = run.x.grad.numpy()
         return at_input
+
+    def _run(self, x: Tensor) -> _Forward:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():  # the caller may be inside a backward pass of its own
+            return _Forward(x, self.module(x), self.training_steps)
+
+    def _kept_forward(self, inputs: Rows) -> _Forward | None:
+        kept = self._kept
+        if kept is None or kept.training_steps != self.training_steps:
+            return None
+        return kept if np.array_equal(kept.x.detach().numpy(), inputs) else None
 
     def _learn(self) -> None:
         parameters = list(self.module.named_parameters())

@@ -44,6 +44,43 @@ def test_it_learns_from_its_callers(tmp_path: Path) -> None:
     assert hosted.training_steps == 60
 
 
+def test_backward_takes_up_the_forward_before_it_only_where_that_is_the_same_call(tmp_path: Path) -> None:
+    """Kept or run again, gradients and weights are those of a layer that always runs again, bit for bit."""
+    kept, again = layer(tmp_path, name="kept"), layer(tmp_path, name="again")
+    runs: list[int] = []
+    kept.module.register_forward_hook(lambda *_: runs.append(1))
+    memory = ROWS.copy()
+    for step in range(4):
+        assert np.allclose(kept.forward(memory), again.forward(ROWS), atol=1e-6)
+        memory[:] = np.nan  # what came in is used again once it is answered
+        if step == 1:  # somebody else asks between: his rows are answered, and nobody gets another one's gradient
+            kept.forward(ROWS + 1)
+            again.forward(ROWS + 1)
+        if step == 2:  # somebody else moves the weights between
+            kept.backward(ROWS + 1, ROWS)
+            again.backward(ROWS + 1, ROWS)
+        memory[:] = ROWS
+        again._kept = None
+        assert np.allclose(kept.backward(memory, ROWS), again.backward(ROWS, ROWS), atol=1e-6)
+    # forward and backward at first; then one run for both; two askers; two of whom the other was first; one again
+    assert len(runs) == 2 + 3 + 3 + 1
+
+
+def test_what_is_only_asked_keeps_nothing(tmp_path: Path) -> None:
+    """Without a backward call, or with more rows than are kept, no graph waits for one."""
+    hosted = layer(tmp_path)
+    hosted.forward(ROWS)
+    assert hosted._kept is None
+    hosted.backward(ROWS, ROWS)
+    many = np.zeros(((4 << 20) // (4 * WIDTH) + 1, WIDTH), np.float32)
+    hosted.forward(many)
+    assert hosted._kept is None
+    hosted.forward(ROWS)
+    assert hosted._kept is not None
+    hosted.forward(ROWS)
+    assert hosted._kept is None
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_cannot_ruin_the_weights(tmp_path: Path, bad: float) -> None:
     """It is refused, and the layer answers as before."""
