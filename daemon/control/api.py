@@ -1,26 +1,23 @@
-"""The local API: what the daemon offers (`ControlPlane`), and the one table of routes that asks it.
+"""The words of the local API: what the daemon offers (`ControlPlane`), what a route is, how answers are made.
 
-A handler is a plain coroutine from a question to an answer. It knows no HTTP: `connection` reads requests and
-writes answers, `server` owns the socket.
+`routes` is the one table of routes. A handler is a plain coroutine from a question to an answer. It knows no HTTP:
+`connection` reads requests and writes answers, `server` owns the socket.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from moed import __version__
 from moed.daemon.log_ring import LogRing
-from moed.daemon.logs import LEVELS
 
 from . import answers
 from .credentials import Access
-from .metrics import CONTENT_TYPE, ControlMetrics
-from .openapi import describe
+from .metrics import ControlMetrics
 
 API_VERSION = 1
 EVENT_STREAM = "text/event-stream"
@@ -134,8 +131,8 @@ class Route:
 
     @property
     def name(self) -> str:
-        """``/v1/status`` → status."""
-        return self.path.rpartition("/")[2]
+        """``/v1/why/reward`` → why_reward."""
+        return self.path.removeprefix("/v1/").replace("/", "_").replace(".", "_")
 
 
 def json_body(value: Any, status: int = 200) -> Body:
@@ -156,191 +153,11 @@ def event(data: Any, *, name: str | None = None, number: int | None = None) -> b
     return head + b"data: " + encoded + b"\n\n"
 
 
-# handlers
-
-
-async def _status(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.status())
-
-
-async def _peers(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.peers())
-
-
-async def _experts(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.experts())
-
-
-async def _capacity(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.capacity())
-
-
-async def _rankings(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.rankings())
-
-
-async def _why_reward(services: Services, ask: Ask) -> Answer:
-    question: answers.RewardQuestion = ask.question
-    return json_body(await services.plane.why_reward(uid=question.uid, epoch=question.epoch))
-
-
-async def _chain(services: Services, ask: Ask) -> Answer:
-    question: answers.ChainQuestion = ask.question
-    return json_body(await services.plane.chain(start=question.start, limit=question.limit))
-
-
-async def _dht_get(services: Services, ask: Ask) -> Answer:
-    question: answers.DhtGetQuestion = ask.question
-    return json_body(await services.plane.dht_get(question.key))
-
-
-async def _dht_table(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.dht_table())
-
-
-async def _dht_lookup(services: Services, ask: Ask) -> Answer:
-    question: answers.DhtLookupQuestion = ask.question
-    return json_body(await services.plane.dht_lookup(question.id))
-
-
-async def _doctor(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.doctor())
-
-
-async def _losses(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.losses())
-
-
-async def _stop(services: Services, _ask: Ask) -> Answer:
-    services.plane.request_stop()
-    return json_body({"stopping": True})
-
-
-async def _metrics(services: Services, _ask: Ask) -> Answer:
-    status = msgspec.convert(await services.plane.status(), answers.StatusAnswer)
-    return Body(services.metrics.render(status), CONTENT_TYPE)
-
-
-async def _openapi(_services: Services, _ask: Ask) -> Answer:
-    return json_body(describe(ROUTES.values(), __version__))
-
-
-async def _complete(services: Services, ask: Ask) -> Answer:
-    question: answers.CompleteQuestion = ask.question
-    pieces = services.plane.complete(
-        question.prompt.encode(),
-        max_bytes=question.max_bytes,
-        temperature=question.temperature,
-        seed=question.seed,
-    )
-    if question.stream or ask.wants_events:
-        return Events(_piece_events(pieces))
-    text, shares = "", _MeanShares()
-    async with _closing(pieces):
-        async for piece in pieces:
-            text += piece["text"]
-            shares.add(piece)
-    return json_body({"text": text, "experts": shares.means()})
-
-
-async def _piece_events(pieces: AsyncIterator[dict[str, Any]]) -> AsyncGenerator[bytes]:
-    shares = _MeanShares()
-    async with _closing(pieces):
-        async for piece in pieces:
-            shares.add(piece)
-            yield event(piece, name="piece")
-    yield event({"experts": shares.means()}, name="done")
-
-
-class _MeanShares:
-    """The mean share of each expert over a completion, weighted by how much text each piece brought."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._weight = 0
-
-    def add(self, piece: Mapping[str, Any]) -> None:
-        weight = max(len(piece["text"].encode()), 1)  # a piece may hold half a character, and so no text yet
-        self._weight += weight
-        for uid, share in piece["experts"].items():
-            self._sums[str(uid)] = self._sums.get(str(uid), 0.0) + share * weight
-
-    def means(self) -> dict[str, float]:
-        return {uid: total / self._weight for uid, total in sorted(self._sums.items())}
-
-
 @asynccontextmanager
-async def _closing(pieces: AsyncIterator[Any]) -> AsyncIterator[None]:
+async def closing(pieces: AsyncIterator[Any]) -> AsyncIterator[None]:
     """Close a generator in the task that read it; a plain iterator has nothing to close."""
     try:
         yield
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
-
-
-async def _logs(services: Services, ask: Ask) -> Answer:
-    question: answers.LogsQuestion = ask.question
-    level = LEVELS[question.level]
-    after = question.since
-    if question.tail is not None:
-        after = max(after, services.ring.before_last(question.tail, level=level))
-    if question.follow or ask.wants_events:
-        return Events(_follow(services.ring, after, level), is_endless=True)
-    batch = services.ring.read(after, level=level, limit=answers.MAX_LOG_LINES)
-    lines = [msgspec.Raw(line.json) for line in batch.lines]
-    return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
-
-
-async def _follow(ring: LogRing, after: int, level: int) -> AsyncGenerator[bytes]:
-    """Every line above ``after``, for ever. A reader that fell behind the ring is told what it missed."""
-    while True:
-        batch = ring.read(after, level=level)
-        if batch.dropped:
-            yield event({"dropped": batch.dropped}, name="dropped")
-        for line in batch.lines:
-            yield event(line.json, name="log", number=line.sequence)
-        after = batch.last
-        await ring.wait_beyond(after)
-
-
-_TABLE = (
-    Route("GET", "/v1/status", "This node at a glance", _status, answers.StatusAnswer),
-    Route("GET", "/v1/peers", "Nodes that this one has a session with", _peers, list[answers.PeerRow]),
-    Route("GET", "/v1/experts", "Experts that the network offers", _experts, list[answers.ExpertRow]),
-    Route("GET", "/v1/capacity", "Hardware of the network, measured", _capacity, answers.CapacityAnswer),
-    Route("GET", "/v1/rankings", "Miners and validators as consensus ranks them", _rankings, answers.RankingsAnswer),
-    Route(
-        "GET", "/v1/why/reward", "One reward taken apart: weights, clip, rank, bonds, payment", _why_reward,
-        answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
-    ),
-    Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
-    Route(
-        "GET", "/v1/dht/get", "Records that the network keeps under a key", _dht_get,
-        answers.DhtGetAnswer, answers.DhtGetQuestion, is_heavy=True,
-    ),
-    Route("GET", "/v1/dht/table", "The routing table, bucket by bucket", _dht_table, answers.DhtTableAnswer),
-    Route(
-        "GET", "/v1/dht/lookup", "The way to an id, question by question", _dht_lookup,
-        answers.DhtLookupAnswer, answers.DhtLookupQuestion, is_heavy=True,
-    ),
-    Route(
-        "POST", "/v1/doctor", "Ask peers where they see this node and to dial it back", _doctor,
-        answers.DoctorAnswer, is_heavy=True,
-    ),
-    Route(
-        "POST", "/v1/complete", "Continue a text through the mixture of experts", _complete,
-        answers.CompleteAnswer, answers.CompleteQuestion, is_heavy=True, has_events=True,
-    ),
-    Route(
-        "POST", "/v1/losses", "Measure the mixture on held-out text", _losses, answers.LossesAnswer, is_heavy=True
-    ),
-    Route(
-        "GET", "/v1/logs", "The daemon's last log lines, or all as they come", _logs,
-        answers.LogsAnswer, answers.LogsQuestion, has_events=True,
-    ),
-    Route("GET", "/v1/metrics", "Metrics for Prometheus", _metrics, str, content_type="text/plain"),
-    Route("POST", "/v1/stop", "Stop the daemon in order", _stop, answers.StopAnswer, access=Access.ADMIN),
-    Route("GET", "/v1/openapi.json", "This document", _openapi, dict[str, Any]),
-)  # fmt: skip
-ROUTES: Mapping[tuple[str, str], Route] = {(route.method, route.path): route for route in _TABLE}

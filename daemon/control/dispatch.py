@@ -18,7 +18,6 @@ from .answers import NoQuestion
 from .api import (
     EVENT_STREAM,
     MAX_HEAVY_REQUESTS,
-    ROUTES,
     Answer,
     Ask,
     Body,
@@ -30,6 +29,7 @@ from .api import (
     refusal_body,
 )
 from .credentials import Access, Caller
+from .routes import ROUTES
 
 logger = structlog.get_logger()
 

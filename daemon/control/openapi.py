@@ -28,7 +28,7 @@ def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         operation: dict[str, Any] = {
-            "operationId": f"{route.method.lower()}_{route.name.replace('.', '_')}",
+            "operationId": f"{route.method.lower()}_{route.name}",
             "summary": route.summary,
             "description": f"Who may: {route.access.name.lower()} and above.",
             "responses": {"200": _success(route, schema_of[id(route.answer)]), "default": refusal},

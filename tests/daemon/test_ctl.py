@@ -19,7 +19,8 @@ import structlog
 from moed.consensus.params import CREDIT
 from moed.daemon import ctl, tables
 from moed.daemon.client import Client
-from moed.daemon.control.api import ROUTES, Route
+from moed.daemon.control.api import Route
+from moed.daemon.control.routes import ROUTES
 from moed.daemon.errors import DaemonUnreachable
 from support.control_plane import daemon_thread
 from support.dht_nodes import identity
@@ -70,7 +71,7 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
     """With --json: the daemon's own answer, in the shape that the API publishes."""
     done = moectl("--home", str(home), *GROUPS.get(verb, ()), verb, *VERBS[verb], "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    route: Route = next(route for route in ROUTES.values() if route.name == verb)
+    route: Route = next(route for route in ROUTES.values() if route.name == "_".join((*GROUPS.get(verb, ()), verb)))
     msgspec.convert(json.loads(done.stdout), route.answer, strict=True)
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from moed.daemon.client import Client
 from moed.daemon.control.answers import NoQuestion
-from moed.daemon.control.api import ROUTES
 from moed.daemon.control.connection import MAX_BODY_BYTES
 from moed.daemon.control.credentials import AccessRules
+from moed.daemon.control.routes import ROUTES
 from moed.daemon.errors import DaemonRefused
 from support.control_plane import daemon_thread
 from support.dht_nodes import identity
@@ -47,12 +47,14 @@ def socket_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 QUESTIONS: dict[str, dict[str, Any]] = {
-    "reward": {"uid": 2},
+    "why_reward": {"uid": 2},
     "complete": {"prompt": "The import sta", "max_bytes": 5},
+    "completions": {"prompt": "The import sta", "max_tokens": 5},
+    "chat_completions": {"messages": [{"role": "user", "content": "if the"}], "max_tokens": 5},
     "chain": {"limit": 3},
     "logs": {"tail": 3},
-    "get": {"key": "peer:" + identity(1).node_id.hex()},
-    "lookup": {"id": identity(1).node_id.hex()},
+    "dht_get": {"key": "peer:" + identity(1).node_id.hex()},
+    "dht_lookup": {"id": identity(1).node_id.hex()},
 }
 
 

@@ -1,0 +1,164 @@
+"""The one table of routes of the local API, and the handlers of those that have no file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import msgspec
+
+from moed import __version__
+from moed.daemon.log_ring import LogRing
+from moed.daemon.logs import LEVELS
+
+from . import answers
+from . import openai_shapes as shapes
+from .api import Answer, Ask, Body, Events, Route, Services, event, json_body
+from .completions import complete
+from .credentials import Access
+from .metrics import CONTENT_TYPE
+from .openai import chat_completions, completions, list_models, show_model
+from .openapi import describe
+
+
+async def _status(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.status())
+
+
+async def _peers(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.peers())
+
+
+async def _experts(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.experts())
+
+
+async def _capacity(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.capacity())
+
+
+async def _rankings(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.rankings())
+
+
+async def _why_reward(services: Services, ask: Ask) -> Answer:
+    question: answers.RewardQuestion = ask.question
+    return json_body(await services.plane.why_reward(uid=question.uid, epoch=question.epoch))
+
+
+async def _chain(services: Services, ask: Ask) -> Answer:
+    question: answers.ChainQuestion = ask.question
+    return json_body(await services.plane.chain(start=question.start, limit=question.limit))
+
+
+async def _dht_get(services: Services, ask: Ask) -> Answer:
+    question: answers.DhtGetQuestion = ask.question
+    return json_body(await services.plane.dht_get(question.key))
+
+
+async def _dht_table(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.dht_table())
+
+
+async def _dht_lookup(services: Services, ask: Ask) -> Answer:
+    question: answers.DhtLookupQuestion = ask.question
+    return json_body(await services.plane.dht_lookup(question.id))
+
+
+async def _doctor(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.doctor())
+
+
+async def _losses(services: Services, _ask: Ask) -> Answer:
+    return json_body(await services.plane.losses())
+
+
+async def _stop(services: Services, _ask: Ask) -> Answer:
+    services.plane.request_stop()
+    return json_body({"stopping": True})
+
+
+async def _metrics(services: Services, _ask: Ask) -> Answer:
+    status = msgspec.convert(await services.plane.status(), answers.StatusAnswer)
+    return Body(services.metrics.render(status), CONTENT_TYPE)
+
+
+async def _openapi(_services: Services, _ask: Ask) -> Answer:
+    return json_body(describe(ROUTES.values(), __version__))
+
+
+async def _logs(services: Services, ask: Ask) -> Answer:
+    question: answers.LogsQuestion = ask.question
+    level = LEVELS[question.level]
+    after = question.since
+    if question.tail is not None:
+        after = max(after, services.ring.before_last(question.tail, level=level))
+    if question.follow or ask.wants_events:
+        return Events(_follow(services.ring, after, level), is_endless=True)
+    batch = services.ring.read(after, level=level, limit=answers.MAX_LOG_LINES)
+    lines = [msgspec.Raw(line.json) for line in batch.lines]
+    return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
+
+
+async def _follow(ring: LogRing, after: int, level: int) -> AsyncGenerator[bytes]:
+    """Every line above ``after``, for ever. A reader that fell behind the ring is told what it missed."""
+    while True:
+        batch = ring.read(after, level=level)
+        if batch.dropped:
+            yield event({"dropped": batch.dropped}, name="dropped")
+        for line in batch.lines:
+            yield event(line.json, name="log", number=line.sequence)
+        after = batch.last
+        await ring.wait_beyond(after)
+
+
+_TABLE = (
+    Route("GET", "/v1/status", "This node at a glance", _status, answers.StatusAnswer),
+    Route("GET", "/v1/peers", "Nodes that this one has a session with", _peers, list[answers.PeerRow]),
+    Route("GET", "/v1/experts", "Experts that the network offers", _experts, list[answers.ExpertRow]),
+    Route("GET", "/v1/capacity", "Hardware of the network, measured", _capacity, answers.CapacityAnswer),
+    Route("GET", "/v1/rankings", "Miners and validators as consensus ranks them", _rankings, answers.RankingsAnswer),
+    Route(
+        "GET", "/v1/why/reward", "One reward taken apart: weights, clip, rank, bonds, payment", _why_reward,
+        answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
+    ),
+    Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
+    Route(
+        "GET", "/v1/dht/get", "Records that the network keeps under a key", _dht_get,
+        answers.DhtGetAnswer, answers.DhtGetQuestion, is_heavy=True,
+    ),
+    Route("GET", "/v1/dht/table", "The routing table, bucket by bucket", _dht_table, answers.DhtTableAnswer),
+    Route(
+        "GET", "/v1/dht/lookup", "The way to an id, question by question", _dht_lookup,
+        answers.DhtLookupAnswer, answers.DhtLookupQuestion, is_heavy=True,
+    ),
+    Route(
+        "POST", "/v1/doctor", "Ask peers where they see this node and to dial it back", _doctor,
+        answers.DoctorAnswer, is_heavy=True,
+    ),
+    Route(
+        "POST", "/v1/complete", "Continue a text through the mixture of experts", complete,
+        answers.CompleteAnswer, answers.CompleteQuestion, is_heavy=True, has_events=True,
+    ),
+    Route("GET", "/v1/models", "The one model, for OpenAI clients", list_models, shapes.ModelList),
+    Route("GET", "/v1/models/moed", "The mixture as an OpenAI model", show_model, shapes.Model),
+    Route(
+        "POST", "/v1/completions", "Continue a text, for OpenAI clients", completions,
+        shapes.TextCompletion, shapes.CompletionsQuestion, is_heavy=True, has_events=True,
+    ),
+    Route(
+        "POST", "/v1/chat/completions", "Continue a conversation, for OpenAI clients", chat_completions,
+        shapes.ChatCompletion, shapes.ChatQuestion, is_heavy=True, has_events=True,
+    ),
+    Route(
+        "POST", "/v1/losses", "Measure the mixture on held-out text", _losses, answers.LossesAnswer, is_heavy=True
+    ),
+    Route(
+        "GET", "/v1/logs", "The daemon's last log lines, or all as they come", _logs,
+        answers.LogsAnswer, answers.LogsQuestion, has_events=True,
+    ),
+    Route("GET", "/v1/metrics", "Metrics for Prometheus", _metrics, str, content_type="text/plain"),
+    Route("POST", "/v1/stop", "Stop the daemon in order", _stop, answers.StopAnswer, access=Access.ADMIN),
+    Route("GET", "/v1/openapi.json", "This document", _openapi, dict[str, Any]),
+)  # fmt: skip
+ROUTES: Mapping[tuple[str, str], Route] = {(route.method, route.path): route for route in _TABLE}
