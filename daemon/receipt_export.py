@@ -20,7 +20,7 @@ def export_sheet(signed: SignedSheet, network_id: bytes) -> dict[str, Any]:
         is_valid = True
     except BadSignature:
         is_valid = False
-    sheet = signed.sheet
+    sheet = signed.read()
     return {
         "hash": signed.hash.hex(),
         "server": sheet.server.hex(),
@@ -32,13 +32,7 @@ def export_sheet(signed: SignedSheet, network_id: bytes) -> dict[str, Any]:
         "is_signed_by_both": signed.caller_signature is not None,
         "server_signature": signed.server_signature.hex(),
         "caller_signature": None if signed.caller_signature is None else signed.caller_signature.hex(),
-        "calls": [
-            {
-                name: value.hex() if isinstance(value, bytes) else value
-                for name, value in msgspec.structs.asdict(call).items()
-            }
-            for call in sheet.calls
-        ],
+        "calls": [_plain(call) for call in sheet.calls],
     }
 
 

@@ -16,8 +16,9 @@ import structlog
 import trio
 
 from moed.protocol.codec import Record, convert_record
+from moed.protocol.domains import Domain
 from moed.protocol.errors import BadSignature, RemoteProtocolError
-from moed.protocol.identity import Identity, PublicKey
+from moed.protocol.identity import Identity, PublicKey, verify
 from moed.protocol.receipts import (
     MAX_CALLS,
     AnsweredCalls,
@@ -25,7 +26,7 @@ from moed.protocol.receipts import (
     ReceiptSheet,
     ServedCalls,
     SignedSheet,
-    sign_sheet,
+    claim_sheet,
 )
 
 from .network.calls import Call, Handler, Refused, Reply
@@ -139,35 +140,34 @@ class ReceiptBook:
             try:
                 reply = await book.peer.call(SIGN, _body(SignRequest(signed=claim)), deadline_s=SIGN_DEADLINE_S)
                 signature = convert_record(reply.body, SignAnswer).signature
-                claim = SignedSheet(sheet=sheet, server_signature=claim.server_signature, caller_signature=signature)
-                claim.check(self._network_id)
+                verify(PublicKey(sheet.caller), Domain.RECEIPT, self._network_id, claim.sheet, signature)
+                claim = msgspec.structs.replace(claim, caller_signature=signature)
             except (CallError, RemoteProtocolError) as error:
                 logger.info(
                     "receipts.unsigned", peer=book.peer.node_id.hex(), calls=len(sheet.calls), reason=str(error)
                 )
-                claim = self._claim(sheet)
             settled.append(claim)
 
     def _sheets(self, book: _Book) -> list[ReceiptSheet]:
         return list(iter(partial(book.served.next_sheet, self._now_ms()), None))
 
     def _claim(self, sheet: ReceiptSheet) -> SignedSheet:
-        return SignedSheet(sheet=sheet, server_signature=sign_sheet(self._identity, self._network_id, sheet))
+        return claim_sheet(self._identity, self._network_id, sheet)
 
     async def _sign(self, call: Call) -> Reply:
         """Compare a sheet with what we remember, sign and keep it. Refuses with the entry that differs."""
         signed = convert_record(call.body, SignRequest).signed
-        signed.check(self._network_id)
-        if PublicKey(signed.sheet.server) != call.peer.public_key:
+        sheet = signed.check(self._network_id)
+        if PublicKey(sheet.server) != call.peer.public_key:
             raise BadSignature("a sheet of another server")
-        book = self._books.get(signed.sheet.session)
+        book = self._books.get(sheet.session)
         if book is None:
             raise Refused("unknown_session", "no calls of that session are remembered here")
-        book.answered.approve(signed.sheet)
-        signature = sign_sheet(self._identity, self._network_id, signed.sheet)
-        both = SignedSheet(sheet=signed.sheet, server_signature=signed.server_signature, caller_signature=signature)
+        book.answered.approve(sheet)
+        both = signed.sign(self._identity, self._network_id)
         await self._run_blocking(self._keep, [both])
-        return Reply(_body(SignAnswer(signature=signature)))
+        assert both.caller_signature is not None
+        return Reply(_body(SignAnswer(signature=both.caller_signature)))
 
 
 def _body(record: Record) -> Any:

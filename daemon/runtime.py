@@ -258,8 +258,8 @@ class Runtime:
         )
 
     def brief_load(self) -> Load:
-        """What goes with each answer."""
-        return Load(queue_delay_ms=self._queue_delay_s * 1000, waiting_rows=self._queue.rows)
+        """What goes with each answer; the delay to a tenth of a millisecond, so that idle answers are all alike."""
+        return Load(queue_delay_ms=round(self._queue_delay_s * 1000, 1), waiting_rows=self._queue.rows)
 
     def load(self) -> RuntimeLoad:
         """What to tell others about how busy this device is."""

@@ -264,7 +264,7 @@ class Store:
 
     def keep_receipts(self, sheets: Sequence[SignedSheet]) -> None:
         """Put sheets of receipts on disk, all or none; the oldest over `KEPT_SHEETS` go. Raises `StoreFailed`."""
-        rows = [(one.hash, one.sheet.session, one.sheet.closed_ms, encode_record(one)) for one in sheets]
+        rows = [(one.hash, read.session, read.closed_ms, encode_record(one)) for one in sheets for read in [one.read()]]
         try:
             with self._transaction():
                 self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)", rows)

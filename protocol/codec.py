@@ -9,6 +9,7 @@ expressions. Map keys are text only, so cbor2's canonical order and RFC 8949 sec
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -122,6 +123,46 @@ def check_item(data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tag
                 raise Malformed(f"CBOR simple value {argument} is not allowed here")
 
 
+class _Seen:
+    """Short items that `check_item` let pass lately. An item of CBOR is the beginning of no other item, so bytes that
+    begin with one of these begin with that item."""
+
+    MAX_ITEMS, MAX_BYTES, MAX_LENGTHS = 512, 256, 8
+
+    def __init__(self) -> None:
+        self._items: set[bytes] = set()
+        self._lengths: deque[int] = deque(maxlen=self.MAX_LENGTHS)
+
+    def end(self, data: memoryview, at: int) -> int | None:
+        """The offset after the item at ``at`` if it is known."""
+        for length in self._lengths:
+            item = bytes(data[at : at + length])  # shorter at the end of the data
+            if item in self._items:
+                return at + len(item)
+        return None
+
+    def add(self, item: memoryview) -> None:
+        if len(item) > self.MAX_BYTES:
+            return
+        if len(self._items) >= self.MAX_ITEMS:
+            self._items.clear()
+        self._items.add(bytes(item))
+        if len(item) not in self._lengths:
+            self._lengths.append(len(item))
+
+
+_seen = _Seen()
+
+
+def check_again(data: memoryview, at: int = 0) -> int:
+    """`check_item` for items that come again and again, as the heads of calls do: those seen lately are not walked."""
+    end = _seen.end(data, at)
+    if end is None:
+        end = check_item(data, at)
+        _seen.add(data[at:end])
+    return end
+
+
 def _check_float(item: memoryview) -> None:
     """Raise `Malformed` unless the float takes the fewest bytes that hold it exactly, and NaN is the one half NaN."""
     value = _FLOATS[len(item)].unpack_from(item, 1)[0]
@@ -158,7 +199,7 @@ def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_RECORD_
 
 def decode_item(data: memoryview, at: int, *, max_bytes: int = MAX_RECORD_BYTES) -> tuple[Any, int]:
     """Decode the untagged CBOR item at ``at``; returns it and the offset after it. Raises like `decode`."""
-    end = check_item(data, at)
+    end = check_again(data, at)
     if end - at > max_bytes:
         raise TooLarge("CBOR item", end - at, max_bytes)
     view = data[at:end]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import cbor2
 import msgspec
 
-from .codec import ARRAY, BYTES, Record, check_item, decode_item, encode, read_head, write_head
+from .codec import ARRAY, BYTES, Record, check_again, decode_item, encode, read_head, write_head
 from .errors import LocalProtocolError, Malformed
 from .tensor_codecs import encode_tensor
 from .tensors import Codec, TensorHead, WireTensor, read_tensor, read_tensor_head
@@ -159,7 +159,7 @@ def decode_message(data: memoryview, *, max_head_bytes: int = MAX_HEAD_BYTES) ->
 def _encode_head(head: Head) -> bytes:
     try:
         encoded = encode(msgspec.to_builtins(head, builtin_types=(bytes,)))
-        check_item(memoryview(encoded))
+        check_again(memoryview(encoded))
     except (TypeError, cbor2.CBOREncodeError, Malformed) as error:
         raise LocalProtocolError(f"a {type(head).__name__} that does not travel: {error}") from error
     if len(encoded) > MAX_HEAD_BYTES:

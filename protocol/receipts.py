@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
-from .codec import Record, encode_record, require_length
+from .codec import Record, decode_record, encode_record, require_length
 from .domains import Domain, tagged_hash
 from .errors import Malformed, Unexpected
 from .identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, PublicKey, verify
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from .aead import Buffer
     from .identity import Identity
 
-MAX_CALLS = 64
+MAX_CALLS = 256
 MAX_REMEMBERED = 8192
 """Answered calls of one session that the caller remembers; of older ones it signs nothing."""
 HASH_BYTES = 32
+MAX_SHEET_BYTES = 48 << 10  # of calls with the longest names and both hashes
 _MESSAGE = b"moed message v1"
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 62)]
@@ -70,9 +72,12 @@ class ReceiptSheet(Record, frozen=True, kw_only=True):
 
 
 class SignedSheet(Record, frozen=True, kw_only=True):
-    """A sheet with its signatures; without the caller's it is the server's claim alone."""
+    """A sheet, as the bytes that were signed, with its signatures; without the caller's it is the server's claim alone.
 
-    sheet: ReceiptSheet
+    A sheet is encoded once, by the server: whoever passes it on or keeps it looks at it only to use what it says.
+    """
+
+    sheet: Annotated[bytes, Meta(max_length=MAX_SHEET_BYTES)]
     server_signature: bytes
     caller_signature: bytes | None = None
 
@@ -81,24 +86,39 @@ class SignedSheet(Record, frozen=True, kw_only=True):
         if self.caller_signature is not None:
             require_length("a caller's signature", self.caller_signature, SIGNATURE_BYTES)
 
-    def check(self, network_id: bytes) -> None:
-        """Raise `BadSignature` unless the server signed it, and the caller where its signature is there."""
-        payload = encode_record(self.sheet)
-        verify(PublicKey(self.sheet.server), Domain.RECEIPT, network_id, payload, self.server_signature)
+    def read(self) -> ReceiptSheet:
+        """What stands on it. Raises `Malformed`."""
+        return decode_record(self.sheet, ReceiptSheet)
+
+    def check(self, network_id: bytes) -> ReceiptSheet:
+        """What stands on it, signed by the server and, where the caller's signature is there, by the caller.
+
+        Raises `BadSignature` and `Malformed`.
+        """
+        sheet = self.read()
+        verify(PublicKey(sheet.server), Domain.RECEIPT, network_id, self.sheet, self.server_signature)
         if self.caller_signature is not None:
-            verify(PublicKey(self.sheet.caller), Domain.RECEIPT, network_id, payload, self.caller_signature)
+            verify(PublicKey(sheet.caller), Domain.RECEIPT, network_id, self.sheet, self.caller_signature)
+        return sheet
+
+    def sign(self, identity: Identity, network_id: bytes) -> SignedSheet:
+        """The same with the caller's signature."""
+        signature = identity.sign(Domain.RECEIPT, network_id, self.sheet)
+        return SignedSheet(sheet=self.sheet, server_signature=self.server_signature, caller_signature=signature)
 
     @property
     def hash(self) -> bytes:
         """What names the sheet, whoever has signed it."""
-        return tagged_hash(Domain.RECEIPT, encode_record(self.sheet))
+        return tagged_hash(Domain.RECEIPT, self.sheet)
 
 
-def sign_sheet(identity: Identity, network_id: bytes, sheet: ReceiptSheet) -> bytes:
-    """The signature of either side."""
-    return identity.sign(Domain.RECEIPT, network_id, encode_record(sheet))
+def claim_sheet(identity: Identity, network_id: bytes, sheet: ReceiptSheet) -> SignedSheet:
+    """A sheet with the server's signature."""
+    encoded = encode_record(sheet)
+    return SignedSheet(sheet=encoded, server_signature=identity.sign(Domain.RECEIPT, network_id, encoded))
 
 
+@lru_cache(maxsize=1024)  # asked with every call, and it is the same for all calls of a session
 def session_name(handshake_hash: bytes) -> bytes:
     """The name of a session that both sides know and nobody else chooses."""
     return tagged_hash(Domain.RECEIPT, b"session", handshake_hash)

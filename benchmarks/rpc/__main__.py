@@ -2,8 +2,9 @@
 
 Two processes on loopback, encrypted, float32. Where hivemind 1.1.12 is installed (the extra ``anchors``, or the
 environment of ``--anchor-python``) it runs the same workloads, the two taking turns repeat by repeat. It uses as many
-threads of torch as it likes, moed ``--threads``. A backward pass runs the layer again on both sides, and both learn by
-Adam from each. Exit code 1 if a target is missed.
+threads of torch as it likes, moed ``--threads``; in all processes idle threads of torch's sleep instead of spinning.
+Both learn by Adam from each backward pass; hivemind runs the layer again for it, moed takes up the forward call before
+it where that was the same. Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations

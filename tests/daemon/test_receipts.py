@@ -64,16 +64,16 @@ async def test_every_served_call_has_a_receipt_at_both_ends(tmp_path: Path) -> N
             for number in range(5):
                 await peer.call("echo", number, [x], deadline_s=5, hashed=number == 0)
             await peer.call("free", None, deadline_s=5)
-            await until(lambda: sum(len(one.sheet.calls) for one in other.receipts()) == 5)
+            await until(lambda: sum(len(one.read().calls) for one in other.receipts()) == 5)
             await until(lambda: mine.receipts() == other.receipts())
             nursery.cancel_scope.cancel()
         sheets = mine.receipts()
     for signed in sheets:
         signed.check(NETWORK_ID)
         assert signed.caller_signature is not None
-        assert signed.sheet.server == server.identity.public_key
-        assert signed.sheet.caller == caller.identity.public_key
-    calls = [one for signed in sheets for one in signed.sheet.calls]
+        assert signed.read().server == server.identity.public_key
+        assert signed.read().caller == caller.identity.public_key
+    calls = [one for signed in sheets for one in signed.read().calls]
     assert {one.method for one in calls} == {"echo"}
     assert all(one.request_bytes > x.nbytes and one.answer_bytes > x.nbytes for one in calls)
     assert len({one.sequence for one in calls}) == 5
@@ -110,7 +110,7 @@ async def test_receipts_are_exported_with_sums(tmp_path: Path) -> None:
             peer = await caller.peers.connect(address, None, timeout_s=5)
             for _ in range(3):
                 await peer.call("echo", 1, deadline_s=5, hashed=True)
-            await until(lambda: sum(len(one.sheet.calls) for one in mine.receipts()) == 3)
+            await until(lambda: sum(len(one.read().calls) for one in mine.receipts()) == 3)
             nursery.cancel_scope.cancel()
         sheets = [export_sheet(one, NETWORK_ID) for one in mine.receipts()]
         foreign = [export_sheet(one, b"m" * 32) for one in mine.receipts()]
@@ -134,7 +134,7 @@ async def test_calls_under_way_do_not_each_get_a_sheet(tmp_path: Path) -> None:
             peer = await caller.peers.connect(address, None, timeout_s=5)
             for _ in range(300):
                 await peer.call("echo", None, deadline_s=5)
-            await until(lambda: sum(len(one.sheet.calls) for one in mine.receipts()) == 300)
+            await until(lambda: sum(len(one.read().calls) for one in mine.receipts()) == 300)
             nursery.cancel_scope.cancel()
         assert len(mine.receipts()) <= 30
         assert all(one.caller_signature is not None for one in mine.receipts())

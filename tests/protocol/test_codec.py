@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cbor2
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from moed.protocol.codec import (
     MAX_DEPTH,
     Record,
+    check_again,
     check_item,
     decode,
     decode_record,
@@ -46,6 +48,27 @@ def test_what_is_written_is_read_back(value: Any) -> None:
     data = encode(value)
     assert decode(data) == value
     assert check_item(memoryview(data)) == len(data)
+
+
+def _end_of(check: Callable[..., int], data: memoryview, at: int) -> int | None:
+    try:
+        return check(data, at)
+    except Malformed:
+        return None
+
+
+@given(
+    items=st.lists(VALUES.map(encode) | st.binary(min_size=1, max_size=6), min_size=1, max_size=12),
+    picks=st.lists(st.tuples(st.integers(0, 11), st.binary(max_size=4), st.integers(0, 9), st.integers(0, 3))),
+)
+def test_an_item_seen_before_ends_where_a_walk_ends(
+    items: list[bytes], picks: list[tuple[int, bytes, int, int]]
+) -> None:
+    """Again and again, with other bytes after it, cut off, or in another place: the answer is the walk's."""
+    for pick, after, cut, at in picks:
+        item = items[pick % len(items)] + after
+        data = memoryview(bytes(at) + item[: len(item) - cut])
+        assert _end_of(check_again, data, at) == _end_of(check_item, data, at)
 
 
 @settings(max_examples=500)

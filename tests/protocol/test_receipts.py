@@ -19,8 +19,8 @@ from moed.protocol.receipts import (
     CallReceipt,
     ServedCalls,
     SignedSheet,
+    claim_sheet,
     message_hash,
-    sign_sheet,
 )
 
 SERVER, CALLER = Identity(b"s" * 32), Identity(b"c" * 32)
@@ -48,17 +48,27 @@ def test_a_sheet_signed_by_both_sides_stands() -> None:
     sheet = served.next_sheet(1000)
     assert sheet is not None
     answered.approve(sheet)
-    signed = SignedSheet(
-        sheet=sheet,
-        server_signature=sign_sheet(SERVER, NETWORK_ID, sheet),
-        caller_signature=sign_sheet(CALLER, NETWORK_ID, sheet),
-    )
-    decode_record(encode_record(signed), SignedSheet).check(NETWORK_ID)
+    signed = claim_sheet(SERVER, NETWORK_ID, sheet).sign(CALLER, NETWORK_ID)
+    assert decode_record(encode_record(signed), SignedSheet).check(NETWORK_ID) == sheet
     with pytest.raises(BadSignature):
         signed.check(b"m" * 32)
     raised = msgspec.structs.replace(sheet, calls=(call(1, request_bytes=4201), *sheet.calls[1:]))
     with pytest.raises(BadSignature):
-        msgspec.structs.replace(signed, sheet=raised).check(NETWORK_ID)
+        msgspec.structs.replace(signed, sheet=encode_record(raised)).check(NETWORK_ID)
+    with pytest.raises(Malformed):
+        msgspec.structs.replace(signed, sheet=signed.sheet + b"\x00").check(NETWORK_ID)
+
+
+def test_the_longest_sheet_fits() -> None:
+    """As many calls as one may hold, each with all that an entry may say."""
+    served = ServedCalls(*WHO)
+    for number in range(MAX_CALLS):
+        hashes = {"request_hash": b"r" * 32, "answer_hash": b"a" * 32}
+        served.add(call((1 << 62) - number, method="m" * 64, request_bytes=1 << 62, answer_bytes=1 << 62, **hashes))
+    sheet = served.next_sheet(1 << 62)
+    assert sheet is not None
+    assert claim_sheet(SERVER, NETWORK_ID, sheet).check(NETWORK_ID) == sheet
+    assert served.next_sheet(0) is None
 
 
 @pytest.mark.parametrize(
