@@ -8,12 +8,18 @@ The tree:
     ├── InvalidTransaction      refused by the ledger; the state is as before
     │   ├── WrongNonce              not the sender's next transaction
     │   ├── InsufficientBalance     the sender holds less than it spends
+    │   ├── InsufficientStake       the sender holds less of that pool than it would take out
+    │   ├── AmountOutOfRange        too little to buy one share of a pool, or more than a pool can count
+    │   ├── StillBonded             stake that leaves may not be withdrawn yet
     │   ├── AlreadyRegistered       the sender has a uid
     │   ├── NotRegistered           the sender, or a uid that it names, is not registered
     │   ├── NoFreeSlot              every uid is taken and still immune
     │   ├── TooManyRegistrations    this block's share of new uids is used up
     │   ├── WrongReveal             weights that were not committed to in the epoch before
     │   ├── PoolFull                no room to wait in
+    │   ├── KeyInUse                the new work key has a uid or stake of its own
+    │   ├── KeyExpired              the work key's time is over; its owner can renew it
+    │   ├── EvidenceRefused         it is too old, or punished already, or accuses nobody who had a seat
     │   └── NotPermitted            the sender's uid may not do this now
     ├── InvalidBlock            not applied; whoever signed it is at fault
     └── InvalidCommit           signatures that do not add up to more than two thirds of the stake
@@ -59,6 +65,42 @@ class InsufficientBalance(InvalidTransaction):
     """The sender's balance is smaller than what it would spend."""
 
     code = "insufficient_balance"
+
+
+class InsufficientStake(InvalidTransaction):
+    """The sender's part of the pool is worth less than what it asks for."""
+
+    code = "insufficient_stake"
+
+
+class AmountOutOfRange(InvalidTransaction):
+    """The amount is under the price of one share of the pool, or over what the pool can count."""
+
+    code = "amount_out_of_range"
+
+
+class StillBonded(InvalidTransaction):
+    """The stake leaves, and its unbonding time is not over: until then it answers for what it signed."""
+
+    code = "still_bonded"
+
+
+class KeyInUse(InvalidTransaction):
+    """A work key stands for one uid and one pool; choose a key that was never used."""
+
+    code = "key_in_use"
+
+
+class KeyExpired(InvalidTransaction):
+    """The work key acts no longer; the uid and its rank stay, and the owner can renew or replace the key."""
+
+    code = "key_expired"
+
+
+class EvidenceRefused(InvalidTransaction):
+    """Nobody is slashed by this: the offence is too old, was punished, or is of a key that had no seat."""
+
+    code = "evidence_refused"
 
 
 class AlreadyRegistered(InvalidTransaction):

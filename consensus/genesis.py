@@ -19,11 +19,15 @@ from .state import (
     Account,
     Neuron,
     Overlay,
+    Pool,
+    Position,
     State,
     Totals,
     ValidatorSet,
     account_key,
     neuron_key,
+    pool_key,
+    position_key,
 )
 from .turns import replace_members
 
@@ -31,12 +35,16 @@ MAX_GENESIS_BYTES = 1 << 24
 
 
 class GenesisAccount(Record, frozen=True, kw_only=True):
-    """One key's start: balance and stake in units; ``is_validator`` gives it a uid and the permit to sign blocks."""
+    """One key's start: balance and stake in units; ``is_validator`` gives it a uid and the permit to sign blocks.
+
+    ``owner`` is the key that owns that uid and its stake; without one the key owns itself.
+    """
 
     public_key: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     balance: NonNegative = 0
     stake: NonNegative = 0
     is_validator: bool = False
+    owner: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
 
 
 class Genesis(Record, frozen=True, kw_only=True):
@@ -95,14 +103,20 @@ def genesis_state(genesis: Genesis) -> State:
     for entry in genesis.accounts:
         key = bytes.fromhex(entry.public_key)
         assert len(key) == PUBLIC_KEY_BYTES
+        owner = bytes.fromhex(entry.owner or "")
         uid = None
         if entry.is_validator:
             uid, uids = uids, uids + 1
-            neuron = Neuron(uid=uid, key=key, registered_block=0, last_update=0, has_permit=True)
+            neuron = Neuron(uid=uid, key=key, owner=owner, registered_block=0, last_update=0, has_permit=True)
             overlay.put(neuron_key(uid), neuron)
             if entry.stake:
                 powers[key] = entry.stake
-        overlay.put(account_key(key), Account(balance=entry.balance, stake=entry.stake, uid=uid))
+        overlay.put(account_key(key), Account(balance=entry.balance, uid=uid))
+        if entry.stake or uid is not None:
+            seated = 0 if key in powers else None
+            overlay.put(pool_key(key), Pool(stake=entry.stake, shares=entry.stake, uid=uid, seated=seated))
+        if entry.stake:
+            overlay.put(position_key(key, owner or key), Position(shares=entry.stake))
         supply += entry.balance + entry.stake
     overlay.put(TOTALS_KEY, Totals(supply=supply, uids=uids))
     overlay.put(VALIDATORS_KEY, replace_members(ValidatorSet(), powers))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .errors import PoolFull, WrongNonce
+from .errors import InsufficientBalance, PoolFull, WrongNonce
+from .fees import fee_of
+from .params import ChainParams
 from .state import StateReader, read_account
 from .transactions import SignedTransaction
 
@@ -13,6 +15,8 @@ MAX_TRANSACTIONS = 10_000
 MAX_POOL_BYTES = 1 << 22
 """Encoded; as objects, rows of weights take about 25 times as much memory."""
 MAX_PER_SENDER = 64
+MAX_FREE_TRANSACTIONS = 2_000
+"""Of those, how many may wait that cost nothing: keys without credit, of which there is no end, take no one's room."""
 MAX_WAIT_BLOCKS = 50
 """Blocks after which a transaction that none of them took is dropped. What cannot apply would else hold its place, and
 its sender's nonce, for ever; the sender may send it again."""
@@ -23,14 +27,20 @@ class _Waiting:
     transaction: SignedTransaction
     since_height: int
     size_bytes: int
+    fee: int
 
 
 class Mempool:
-    """Waiting transactions; the caller has checked their signatures."""
+    """Waiting transactions; the caller has checked their signatures.
 
-    def __init__(self) -> None:
+    A sender must hold the fees of all of its own that wait, so that a full pool costs whoever filled it.
+    """
+
+    def __init__(self, params: ChainParams) -> None:
+        self._params = params
         self._by_sender: dict[bytes, dict[int, _Waiting]] = {}
         self._count = 0
+        self._free = 0
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -43,9 +53,10 @@ class Mempool:
     def add(self, transaction: SignedTransaction, state: StateReader, height: int) -> None:
         """Keep a transaction; ``height`` is that of the last block.
 
-        Raises `WrongNonce` or `PoolFull`; the first one of a nonce stays.
+        Raises `WrongNonce`, `InsufficientBalance` or `PoolFull`; the first one of a nonce stays.
         """
-        next_nonce = read_account(state, transaction.sender).nonce
+        sender = read_account(state, transaction.sender)
+        next_nonce = sender.nonce
         waiting = self._by_sender.get(transaction.sender, {})
         if not next_nonce <= transaction.nonce < next_nonce + MAX_PER_SENDER:
             raise WrongNonce("nonce", f"{next_nonce} to {next_nonce + MAX_PER_SENDER - 1}", transaction.nonce)
@@ -56,9 +67,16 @@ class Mempool:
         size_bytes = transaction.size_bytes
         if self._bytes + size_bytes > MAX_POOL_BYTES:
             raise PoolFull("bytes of waiting transactions", f"at most {MAX_POOL_BYTES}", self._bytes + size_bytes)
-        entry = _Waiting(transaction, height, size_bytes)
+        fee = fee_of(state, transaction, self._params)
+        if fee == 0 and self._free >= MAX_FREE_TRANSACTIONS:
+            raise PoolFull("waiting transactions without a fee", f"under {MAX_FREE_TRANSACTIONS}", self._free)
+        fees = fee + sum(entry.fee for entry in waiting.values())
+        if fees > sender.balance:
+            raise InsufficientBalance("balance of the sender for its fees", f"at least {fees}", sender.balance)
+        entry = _Waiting(transaction, height, size_bytes, fee)
         self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = entry
         self._count += 1
+        self._free += fee == 0
         self._bytes += size_bytes
 
     def next_nonce(self, sender: bytes, state: StateReader) -> int:
@@ -85,7 +103,9 @@ class Mempool:
         """Drop a transaction, if it waits."""
         if transaction in self:
             waiting = self._by_sender[transaction.sender]
-            self._bytes -= waiting.pop(transaction.nonce).size_bytes
+            entry = waiting.pop(transaction.nonce)
+            self._bytes -= entry.size_bytes
+            self._free -= entry.fee == 0
             self._count -= 1
             if not waiting:
                 del self._by_sender[transaction.sender]

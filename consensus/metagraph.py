@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .accounts import credit
 from .epoch_inputs import EpochInputs
 from .epoch_result import EpochResult
-from .ledger import credit
 from .params import ChainParams, emission_at
+from .staking import add_dividends
 from .state import (
     TOTALS_KEY,
     VALIDATORS_KEY,
@@ -16,10 +17,13 @@ from .state import (
     StateReader,
     change,
     neuron_key,
-    read_account,
+    pool_key,
+    pool_of,
     read_neurons,
+    read_pool,
     read_totals,
     read_validators,
+    stake_behind,
 )
 from .turns import replace_members
 from .yuma import epoch
@@ -39,8 +43,8 @@ def epoch_inputs(state: StateReader, params: ChainParams, height: int) -> EpochI
         block=height,
         last_tempo_block=totals.epoch_block + 1 if totals.epoch else height - params.tempo,
         emission=epoch_budget(params, height),
-        stake=[read_account(state, neuron.key).stake for neuron in neurons],
-        validator_permit=[neuron.has_permit for neuron in neurons],
+        stake=[stake_behind(state, neuron.key) for neuron in neurons],
+        validator_permit=[neuron.has_permit and not neuron.has_expired(height) for neuron in neurons],
         last_update=[neuron.last_update for neuron in neurons],
         block_at_registration=[neuron.registered_block for neuron in neurons],
         weights_u16=[list(neuron.weights) for neuron in neurons],
@@ -78,21 +82,21 @@ def close_epoch(state: Overlay, params: ChainParams, height: int) -> ClosedEpoch
     inputs = epoch_inputs(state, params, height) if neurons else None
     if inputs is not None:
         result = epoch(inputs)
-        _store(state, neurons, result)
+        _store(state, neurons, result, height)
         _expire_commits(state)
-        _pay(state, neurons, result)
-        _seat(state)
+        _pay(state, neurons, result, params)
+        _seat(state, height)
     totals = read_totals(state)
     state.put(TOTALS_KEY, change(totals, epoch=totals.epoch + 1, epoch_block=height))
     return None if inputs is None else ClosedEpoch(totals.epoch + 1, inputs)
 
 
-def _store(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
+def _store(state: Overlay, neurons: list[Neuron], result: EpochResult, height: int) -> None:
     bonds = result.stored_bonds_u16.to_lists()
     for uid, neuron in enumerate(neurons):
         changed = change(
             neuron,
-            has_permit=bool(result.new_validator_permit[uid]),
+            has_permit=bool(result.new_validator_permit[uid]) and not neuron.has_expired(height),
             is_active=bool(result.active[uid]),
             consensus_u16=int(result.consensus_u16[uid]),
             incentive_u16=int(result.incentive_u16[uid]),
@@ -114,24 +118,33 @@ def _expire_commits(state: Overlay) -> None:
             state.put(neuron_key(neuron.uid), change(neuron, commits=kept))
 
 
-def _pay(state: Overlay, neurons: list[Neuron], result: EpochResult) -> None:
-    """Mint: incentive goes to the miner's balance, dividends to the validator's stake, where they compound."""
-    minted = 0
+def _pay(state: Overlay, neurons: list[Neuron], result: EpochResult, params: ChainParams) -> None:
+    """Incentive goes to the balance of the miner's owner, dividends to the validator's pool, where they compound.
+
+    The treasury is paid out first; only what is missing is minted.
+    """
+    paid = 0
     for uid, neuron in enumerate(neurons):
         incentive, dividends = int(result.server_emission[uid]), int(result.validator_emission[uid])
-        if incentive or dividends:
-            credit(state, neuron.key, balance=incentive, stake=dividends)
-            minted += incentive + dividends
+        if incentive:
+            credit(state, neuron.payee, incentive)
+        if dividends:
+            add_dividends(state, neuron, dividends, params)
+        paid += incentive + dividends
     totals = read_totals(state)
-    state.put(TOTALS_KEY, change(totals, supply=totals.supply + minted))
+    recycled = min(paid, totals.treasury)
+    changed = change(totals, supply=totals.supply + paid - recycled, treasury=totals.treasury - recycled)
+    state.put(TOTALS_KEY, changed)
 
 
-def _seat(state: Overlay) -> None:
+def _seat(state: Overlay, height: int) -> None:
     """The validators of the next epoch: whoever holds a permit and stake now. An empty set would end the chain."""
-    powers = {
-        neuron.key: stake
-        for neuron in read_neurons(state)
-        if neuron.has_permit and (stake := read_account(state, neuron.key).stake) > 0
-    }
+    powers: dict[bytes, int] = {}
+    for neuron in read_neurons(state):
+        name = pool_of(state, neuron.key)
+        pool = read_pool(state, name)
+        if neuron.has_permit and pool.stake > 0:
+            powers[neuron.key] = pool.stake
+            state.put(pool_key(name), change(pool, seated=height))
     if powers:
         state.put(VALIDATORS_KEY, replace_members(read_validators(state), powers))

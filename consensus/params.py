@@ -43,11 +43,23 @@ class ChainParams(Record, frozen=True, kw_only=True):
     emission_per_block: NonNegative = CREDIT
     halving_interval: Positive = 10_500_000  # blocks; emission halves after each (about four years at 12 s)
 
+    fee_per_byte: NonNegative = 1_000  # units; a full block of transfers costs about what a block mints
+
     max_uids: Annotated[int, Meta(ge=1, le=32_768)] = 256
     max_allowed_validators: Annotated[int, Meta(ge=1, le=4_096)] = 64  # a commit holds a signature of each
     max_registrations_per_block: Positive = 8  # a burst of new keys cannot turn over the slots at once
     immunity_period: NonNegative = 7_200  # blocks in which a new uid is not replaced
-    min_stake: NonNegative = 0  # units under which stake does not count in the epoch
+    min_burn: NonNegative = CREDIT  # what a registration burns where every slot is taken and nobody else wants one
+    max_burn: NonNegative = 10_000 * CREDIT
+    burn_step_ppm: Annotated[int, Meta(ge=0, le=10**7)] = 250_000  # each such registration raises the price by so much
+    burn_half_life: Positive = 720  # blocks in which the price falls by half
+    min_stake: NonNegative = 10 * CREDIT  # under which stake does not count in the epoch, and gives no permit
+
+    unbonding_blocks: Positive = 151_200  # 21 days at 12 s: as long as evidence can be brought, and no shorter
+    default_take_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 100_000  # of dividends, before delegators share
+    max_take_ppm: Annotated[int, Meta(ge=0, le=1_000_000)] = 180_000
+    take_pause_blocks: Positive = 216_000  # 30 days between two raises, so that delegators can leave before
+    slash_ppm: Annotated[int, Meta(ge=0, le=999_999)] = 50_000  # of the stake behind a key that signed twice
 
     yuma_version: Literal[1, 3] = 1  # 3 keeps one bond for each pair
     kappa_u16: ShareU16 = 32_767  # half of the stake decides a weight
@@ -65,6 +77,10 @@ DEVNET = ChainParams(
     tempo=20,
     immunity_period=200,
     activity_cutoff=200,
+    burn_half_life=40,
+    min_stake=CREDIT,
+    unbonding_blocks=100,
+    take_pause_blocks=100,
     timeout_propose_ms=2_000,
     timeout_vote_ms=1_000,
 )

@@ -19,12 +19,50 @@ from .params import NonNegative
 
 
 class Account(Record, frozen=True, kw_only=True):
-    """What a key holds. Amounts in units; ``nonce`` is the number of the next transaction that it may send."""
+    """What a key holds. Amounts in units; ``nonce`` is the number of the next transaction that it may send.
+
+    ``uid`` is the slot that the key works for. ``pool`` names the pool of stake behind the key where that is another
+    key's: a work key that came by rotation stands for the pool of the first one, and still does when it is replaced.
+    """
 
     balance: NonNegative = 0
-    stake: NonNegative = 0
     nonce: NonNegative = 0
     uid: int | None = None
+    pool: bytes | None = None
+
+
+class Pool(Record, frozen=True, kw_only=True):
+    """The stake behind one key, its own and everybody's who delegated to it, and who stands for it now.
+
+    Holders own ``shares`` of ``stake``, so that dividends and slashes reach all of them at the cost of one record; what
+    is leaving is owned the same way, and slashed alike until it is withdrawn. ``take_ppm`` is the part of dividends
+    that goes to the uid's owner first (None is the network's default), last raised at ``take_raised``. ``seated`` is
+    the last block at which this stake got a seat among the validators, ``punished`` the block of the last slash.
+    """
+
+    stake: NonNegative = 0
+    shares: NonNegative = 0
+    leaving: NonNegative = 0
+    leaving_shares: NonNegative = 0
+    uid: int | None = None
+    take_ppm: NonNegative | None = None
+    take_raised: NonNegative | None = None
+    seated: NonNegative | None = None
+    punished: NonNegative | None = None
+
+
+class Leaving(Record, frozen=True, kw_only=True):
+    """Shares of a pool's leaving stake that may be withdrawn from the block at ``release`` on."""
+
+    shares: NonNegative
+    release: NonNegative
+
+
+class Position(Record, frozen=True, kw_only=True):
+    """What one key holds of one pool."""
+
+    shares: NonNegative = 0
+    leaving: tuple[Leaving, ...] = ()
 
 
 class WeightsCommit(Record, frozen=True, kw_only=True):
@@ -38,12 +76,16 @@ class WeightsCommit(Record, frozen=True, kw_only=True):
 class Neuron(Record, frozen=True, kw_only=True):
     """One uid of the metagraph: whose it is, and what the last epoch said of it.
 
-    ``last_update`` is the block in which the weights in force were fixed: set, or committed to. ``*_u16`` are shares
-    scaled to 65535; ``emission`` is what the last epoch paid, in units.
+    ``key`` works for the uid, until the block ``key_expires`` if that is not 0; ``owner`` is paid its incentive, may
+    replace the key, and need not be on any machine of the network (empty: the key itself). ``last_update`` is the block
+    in which the weights in force were fixed: set, or committed to. ``*_u16`` are shares scaled to 65535; ``emission``
+    is what the last epoch paid, in units.
     """
 
     uid: int
     key: bytes
+    owner: bytes = b""
+    key_expires: NonNegative = 0
     registered_block: int
     last_update: int
     has_permit: bool = False
@@ -61,6 +103,15 @@ class Neuron(Record, frozen=True, kw_only=True):
     @property
     def node_id(self) -> NodeId:
         return node_id_of(self.key)
+
+    @property
+    def payee(self) -> bytes:
+        """The key that is paid, and that decides on keys and take."""
+        return self.owner or self.key
+
+    def has_expired(self, height: int) -> bool:
+        """Whether the work key may no longer act in the block at ``height``."""
+        return 0 < self.key_expires <= height
 
 
 class Validator(Record, frozen=True, kw_only=True):
@@ -80,21 +131,29 @@ class ValidatorSet(Record, frozen=True, kw_only=True):
 class Totals(Record, frozen=True, kw_only=True):
     """Sums over the whole ledger, kept as they change.
 
-    ``supply`` is all units in existence (balances and stakes); ``uids`` the number of slots in use;
-    ``epoch`` the number of epochs completed, the last at block ``epoch_block``.
+    ``supply`` is all units ever made: balances, stakes, what is leaving, the ``treasury`` (fees and slashes, which the
+    next epochs pay out before they mint) and what registrations ``burned``. ``uids`` is the number of slots in use;
+    ``epoch`` the number of epochs completed, the last at block ``epoch_block``. ``burn_price`` is what a taken slot
+    cost right after the registration at ``burn_block``; it falls from there.
     """
 
     supply: NonNegative = 0
+    treasury: NonNegative = 0
+    burned: NonNegative = 0
+    burn_price: NonNegative = 0
+    burn_block: NonNegative = 0
     uids: NonNegative = 0
     epoch: NonNegative = 0
     epoch_block: NonNegative = 0
     registrations_in_block: NonNegative = 0
 
 
-StateRecord = Account | Neuron | ValidatorSet | Totals
+StateRecord = Account | Pool | Position | Neuron | ValidatorSet | Totals
 
 _TABLES: dict[bytes, type[StateRecord]] = {
     b"a": Account,
+    b"p": Pool,
+    b"d": Position,
     b"n": Neuron,
     b"v": ValidatorSet,
     b"w": ValidatorSet,
@@ -107,6 +166,14 @@ PREVIOUS_VALIDATORS_KEY = b"w"
 
 def account_key(public_key: bytes) -> bytes:
     return b"a" + public_key
+
+
+def pool_key(public_key: bytes) -> bytes:
+    return b"p" + public_key
+
+
+def position_key(pool: bytes, holder: bytes) -> bytes:
+    return b"d" + pool + holder
 
 
 def neuron_key(uid: int) -> bytes:
@@ -190,6 +257,39 @@ def _read(state: StateReader, key: bytes, kind: type[RecordT]) -> RecordT | None
 def read_account(state: StateReader, public_key: bytes) -> Account:
     """The account of a key; an empty one if it was never used."""
     return _read(state, account_key(public_key), Account) or Account()
+
+
+def pool_of(state: StateReader, public_key: bytes) -> bytes:
+    """The key that names the pool of stake behind ``public_key``: itself, unless it came by rotation."""
+    return read_account(state, public_key).pool or public_key
+
+
+def read_pool(state: StateReader, pool: bytes) -> Pool:
+    """The pool of that name; an empty one if nobody ever staked there."""
+    return _read(state, pool_key(pool), Pool) or Pool()
+
+
+def read_position(state: StateReader, pool: bytes, holder: bytes) -> Position:
+    """What ``holder`` has in a pool; nothing if it never staked there."""
+    return _read(state, position_key(pool, holder), Position) or Position()
+
+
+def stake_behind(state: StateReader, public_key: bytes) -> int:
+    """All units at stake behind a key, its own and those delegated to it."""
+    return read_pool(state, pool_of(state, public_key)).stake
+
+
+def units_in(records: Iterable[StateRecord]) -> int:
+    """All units that these records hold; over a whole state that is the supply."""
+    units = 0
+    for record in records:
+        if isinstance(record, Account):
+            units += record.balance
+        elif isinstance(record, Pool):
+            units += record.stake + record.leaving
+        elif isinstance(record, Totals):
+            units += record.treasury + record.burned
+    return units
 
 
 def read_neuron(state: StateReader, uid: int) -> Neuron | None:

@@ -12,11 +12,13 @@ from moed.protocol.domains import Domain, tagged_hash
 from moed.protocol.errors import Malformed
 from moed.protocol.identity import PUBLIC_KEY_BYTES, SIGNATURE_BYTES, Identity, verify
 
+from .evidence import Evidence
 from .params import U16, NonNegative, Positive
 
 MAX_TRANSACTION_BYTES = 1 << 16
 """Room for a full row of weights; everything else is a few hundred bytes."""
 
+MAX_MEMO_BYTES = 1_024
 COMMITMENT_BYTES = 32
 SALT_BYTES = 32
 
@@ -26,10 +28,11 @@ WeightRow = Annotated[tuple[tuple[Uid, Annotated[int, Meta(ge=0, le=U16)]], ...]
 
 
 class Transfer(Record, frozen=True, kw_only=True, tag="transfer"):
-    """Move ``amount`` units from the sender's balance to another account's."""
+    """Move ``amount`` units from the sender's balance to another account's; ``memo`` is for the two of them."""
 
     to: bytes
     amount: Positive
+    memo: Annotated[bytes, Meta(max_length=MAX_MEMO_BYTES)] = b""
 
     def __post_init__(self) -> None:
         require_length("to", self.to, PUBLIC_KEY_BYTES)
@@ -41,8 +44,97 @@ class AddStake(Record, frozen=True, kw_only=True, tag="add_stake"):
     amount: Positive
 
 
+class Delegate(Record, frozen=True, kw_only=True, tag="delegate"):
+    """Bond ``amount`` units of the sender's balance behind the key ``to``; the sender goes on owning them."""
+
+    to: bytes
+    amount: Positive
+
+    def __post_init__(self) -> None:
+        require_length("to", self.to, PUBLIC_KEY_BYTES)
+
+
+class Undelegate(Record, frozen=True, kw_only=True, tag="undelegate"):
+    """Let stake of the sender leave a pool: ``amount`` units, or all. It earns no more, and can still be slashed."""
+
+    pool: bytes
+    amount: Positive | None = None
+
+    def __post_init__(self) -> None:
+        require_length("pool", self.pool, PUBLIC_KEY_BYTES)
+
+
+class Withdraw(Record, frozen=True, kw_only=True, tag="withdraw"):
+    """Take what has left a pool, and whose unbonding time is over, into the sender's balance."""
+
+    pool: bytes
+
+    def __post_init__(self) -> None:
+        require_length("pool", self.pool, PUBLIC_KEY_BYTES)
+
+
+class SetTake(Record, frozen=True, kw_only=True, tag="set_take"):
+    """Set the part of a uid's dividends that its owner, the sender, gets before the delegators share."""
+
+    uid: Uid
+    take_ppm: Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
 class Register(Record, frozen=True, kw_only=True, tag="register"):
-    """Take a uid for the sender's key: the lowest free one, or the one that pruning gives up."""
+    """Take a uid for the sender's key: the lowest free one, or the one that pruning gives up.
+
+    ``owner`` is the key that is paid and may replace the sender's; without one the sender owns itself.
+    """
+
+    owner: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.owner is not None:
+            require_length("owner", self.owner, PUBLIC_KEY_BYTES)
+
+
+class Sponsor(Record, frozen=True, kw_only=True, tag="sponsor"):
+    """Take a uid for another key, which agrees to it by its ``consent``; the sender pays, and owns the uid."""
+
+    key: bytes
+    consent: bytes
+    expires: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        require_length("key", self.key, PUBLIC_KEY_BYTES)
+        require_length("consent", self.consent, SIGNATURE_BYTES)
+
+
+class RotateKey(Record, frozen=True, kw_only=True, tag="rotate_key"):
+    """Give a uid of the sender's another work key, with that key's consent, or the same one another end.
+
+    Uid, rank, weights, bonds and stake stay. ``expires`` is the block from which on the key may not act, or 0.
+    """
+
+    uid: Uid
+    key: bytes
+    consent: bytes
+    expires: NonNegative = 0
+
+    def __post_init__(self) -> None:
+        require_length("key", self.key, PUBLIC_KEY_BYTES)
+        require_length("consent", self.consent, SIGNATURE_BYTES)
+
+
+class SetOwner(Record, frozen=True, kw_only=True, tag="set_owner"):
+    """Hand a uid of the sender's to another owner, for example to a key that is kept off the machine."""
+
+    uid: Uid
+    owner: bytes
+
+    def __post_init__(self) -> None:
+        require_length("owner", self.owner, PUBLIC_KEY_BYTES)
+
+
+class ReportEvidence(Record, frozen=True, kw_only=True, tag="report_evidence"):
+    """Show that a validator signed twice; the stake behind it is slashed."""
+
+    evidence: Evidence
 
 
 class SetWeights(Record, frozen=True, kw_only=True, tag="set_weights"):
@@ -88,7 +180,22 @@ def weights_commitment(sender: bytes, salt: bytes, weights: WeightRow) -> bytes:
     return tagged_hash(Domain.WEIGHTS_COMMITMENT, sender, salt, encode([list(pair) for pair in weights]))
 
 
-Body = Transfer | AddStake | Register | SetWeights | CommitWeights | RevealWeights
+Body = (
+    Transfer
+    | AddStake
+    | Delegate
+    | Undelegate
+    | Withdraw
+    | SetTake
+    | Register
+    | Sponsor
+    | RotateKey
+    | SetOwner
+    | SetWeights
+    | CommitWeights
+    | RevealWeights
+    | ReportEvidence
+)
 
 
 class SignedTransaction(Record, frozen=True, kw_only=True):
@@ -115,9 +222,27 @@ class SignedTransaction(Record, frozen=True, kw_only=True):
         return len(encode_record(self))
 
     def check_signature(self, network_id: bytes) -> None:
-        """Raise `BadSignature` unless the sender signed this body and nonce for this network."""
+        """Raise `BadSignature` unless the sender signed this body and nonce for this network.
+
+        Signatures inside the body count as well: a new work key's consent, and both of evidence.
+        """
         payload = _signed_payload(self.sender, self.nonce, self.body)
         verify(self.sender, Domain.TRANSACTION, network_id, payload, self.signature)
+        match self.body:
+            case Sponsor() | RotateKey() as body:
+                verify(body.key, Domain.KEY_CONSENT, network_id, consent_payload(self.sender), body.consent)
+            case ReportEvidence() as body:
+                body.evidence.check(network_id)
+
+
+def consent_payload(owner: bytes) -> bytes:
+    """The bytes that a work key signs to agree that ``owner`` may put it to work."""
+    return encode([owner])
+
+
+def sign_consent(identity: Identity, network_id: bytes, owner: bytes) -> bytes:
+    """The consent of ``identity`` to become a work key of ``owner`` on this network."""
+    return identity.sign(Domain.KEY_CONSENT, network_id, consent_payload(owner))
 
 
 def _signed_payload(sender: bytes, nonce: int, body: Body) -> bytes:

@@ -97,7 +97,7 @@ class Chain:
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self.head = head
-        self.mempool = Mempool()
+        self.mempool = Mempool(head.params)
         self._store = store
         self._identity = identity
         self._signer = signer

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import structlog
 from msgspec import Meta
 
-from moed.consensus.state import read_account, read_neurons
+from moed.consensus.state import read_neurons, stake_behind
 from moed.protocol.codec import Record, convert_record
 from moed.protocol.identity import NodeId
 
@@ -67,7 +67,7 @@ class ForwardedMixture:
         state = self._chain.head.state
         for neuron in read_neurons(state):
             if neuron.has_permit:
-                yield neuron.node_id, read_account(state, neuron.key).stake
+                yield neuron.node_id, stake_behind(state, neuron.key)
 
 
 class _Piece(Record, frozen=True, kw_only=True):

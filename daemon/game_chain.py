@@ -75,6 +75,7 @@ def play_on_chain(game: TeamGame, honest_utility: float, cabal_weight: float, fo
 def _genesis(game: TeamGame, validators: Sequence[Identity]) -> Genesis:
     params = ChainParams(
         tempo=_TEMPO,
+        min_stake=0,
         max_uids=game.uids,
         max_allowed_validators=game.validators,
         max_registrations_per_block=game.servers,

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from moed.consensus.errors import InvalidTransaction
-from moed.consensus.state import State, read_account, read_totals
+from moed.consensus.state import State, read_account, read_totals, stake_behind
 from moed.consensus.transactions import Register
 
 from .chain import Chain
@@ -76,4 +76,4 @@ class Miner:
 def stake_share(state: State, public_key: bytes) -> float:
     """The part of all credit that ``public_key`` has at stake: what its requests weigh in the queue."""
     supply = read_totals(state).supply
-    return read_account(state, public_key).stake / supply if supply else 0.0
+    return stake_behind(state, public_key) / supply if supply else 0.0

@@ -16,6 +16,7 @@ from moed.consensus.state import (
     read_neurons,
     read_previous_validators,
     read_totals,
+    stake_behind,
 )
 from moed.protocol.identity import Identity, NodeId, node_id_of
 from moed.protocol.records import PeerRecord
@@ -168,7 +169,7 @@ class NodeView:
                 {
                     "uid": neuron.uid,
                     "node_id": neuron.node_id.hex(),
-                    "stake": read_account(state, neuron.key).stake,
+                    "stake": stake_behind(state, neuron.key),
                     "dividends": neuron.dividends_u16 / U16,
                     "trust": neuron.trust_u16 / U16,
                     "last_update": neuron.last_update,
@@ -191,7 +192,7 @@ class NodeView:
             "incentive": neuron.incentive_u16 / U16,
             "consensus": neuron.consensus_u16 / U16,
             "emission": neuron.emission,
-            "balance": read_account(self._chain.head.state, neuron.key).balance,
+            "balance": read_account(self._chain.head.state, neuron.payee).balance,
             "weight_by_validator": shares,
         }
 

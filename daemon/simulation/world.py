@@ -21,7 +21,7 @@ import trio.testing
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.genesis import Genesis, GenesisAccount
 from moed.consensus.params import CREDIT, ChainParams
-from moed.consensus.state import Account, read_totals
+from moed.consensus.state import read_totals, units_in
 from moed.consensus.transactions import Transfer
 from moed.daemon.chain import Chain
 from moed.daemon.errors import StoreCorrupt
@@ -190,7 +190,7 @@ class World:
             first[:2] == final[:2],
             f"block {head.height} is {first[0].hex()[:12]} on node {first[2]}, {final[0].hex()[:12]} on {node.number}",
         )
-        held = sum(one.balance + one.stake for one in head.state.records() if isinstance(one, Account))
+        held = units_in(head.state.records())
         self.require(held == read_totals(head.state).supply, f"units {held} are not the supply at {head.height}")
         self._trace.update(f"{trio.current_time():.6f} {node.number} {head.height} {head.hash.hex()}".encode())
         if first is final:

@@ -22,7 +22,7 @@ from moed.consensus.transition import Head
 from support.chains import grow, key, make_genesis, signed
 
 TEMPO = 10
-PARAMS = ChainParams(tempo=TEMPO, immunity_period=0, max_uids=4)
+PARAMS = ChainParams(min_stake=0, min_burn=0, fee_per_byte=0, tempo=TEMPO, immunity_period=0, max_uids=4)
 BOTH = [key(1), key(2)]
 SALT = b"s" * 32
 ROW = ((2, 65_535), (3, 100))
@@ -126,7 +126,7 @@ def test_each_network_has_one_way_to_write_weights() -> None:
     life.refuses(1, SetWeights(weights=ROW), NotPermitted)
     life.refuses(3, commit_of(3), NotPermitted)  # a miner
     life.refuses(5, commit_of(5), NotRegistered)
-    open_head = Head.at_genesis(make_genesis(params=ChainParams(commit_reveal=False)))
+    open_head = Head.at_genesis(make_genesis(params=ChainParams(commit_reveal=False, min_stake=0, fee_per_byte=0)))
     for body in (commit_of(1), REVEAL):
         transaction = signed(open_head, key(1), body)
         with pytest.raises(NotPermitted):
@@ -155,6 +155,6 @@ def test_the_epoch_is_told_of_commits_that_wait() -> None:
     life.block((1, commit_of(1, salt=b"u" * 32)))
     inputs = epoch_inputs(life.head.state, PARAMS, 2 * TEMPO)
     assert inputs.commit_blocks == [first, None, None, None]
-    open_inputs = epoch_inputs(life.head.state, ChainParams(commit_reveal=False, tempo=TEMPO), 2 * TEMPO)
+    open_inputs = epoch_inputs(life.head.state, ChainParams(commit_reveal=False, min_stake=0, tempo=TEMPO), 2 * TEMPO)
     assert open_inputs.commit_blocks is None
     assert len(read_neurons(life.head.state)) == 4

@@ -31,11 +31,14 @@ from moed.consensus.state import (
     read_neuron,
     read_neurons,
     read_totals,
+    stake_behind,
 )
 from moed.consensus.transactions import AddStake, Body, Register, SetWeights, Transfer, sign_transaction
 from support.chains import key, make_genesis
 
-PARAMS = ChainParams(commit_reveal=False, max_uids=4, max_registrations_per_block=3, immunity_period=10)
+PARAMS = ChainParams(
+    commit_reveal=False, max_uids=4, max_registrations_per_block=3, immunity_period=10, fee_per_byte=0, min_burn=0
+)
 GENESIS = make_genesis((60, 40), balances=(1_000, 500, 0, 0), params=PARAMS)
 
 
@@ -55,9 +58,9 @@ def balance(state: Overlay, number: int) -> int:
 
 
 def units(state: Overlay) -> int:
-    """All units in the accounts of this test's keys."""
-    accounts = [read_account(state, key(number).public_key) for number in range(1, 10)]
-    return sum(account.balance + account.stake for account in accounts)
+    """All units that this test's keys hold, at hand and at stake."""
+    keys = [key(number).public_key for number in range(1, 10)]
+    return sum(read_account(state, one).balance + stake_behind(state, one) for one in keys)
 
 
 def test_a_transfer_moves_what_it_says() -> None:
@@ -97,8 +100,7 @@ def test_stake_comes_from_the_balance() -> None:
     """Bonding moves units from balance to stake of the same key."""
     state = fresh()
     send(state, 3, AddStake(amount=400))
-    account = read_account(state, key(3).public_key)
-    assert (account.balance, account.stake) == (600, 400)
+    assert (balance(state, 3), stake_behind(state, key(3).public_key)) == (600, 400)
 
 
 def test_registration_takes_the_next_uid_once() -> None:
@@ -135,7 +137,7 @@ def test_a_full_metagraph_gives_up_its_least_earning_slot() -> None:
 
 def test_a_burst_of_registrations_is_spread_over_blocks() -> None:
     """The limit of a block holds for free slots too."""
-    params = ChainParams(max_registrations_per_block=1)
+    params = ChainParams(max_registrations_per_block=1, fee_per_byte=0)
     state = fresh()
     first, second = (sign_transaction(key(number), GENESIS.network_id, 0, Register()) for number in (3, 4))
     apply(state, first, params=params, height=1)

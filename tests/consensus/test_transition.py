@@ -9,7 +9,7 @@ from moed.consensus.blocks import GENESIS_COMMIT, Block
 from moed.consensus.errors import InvalidBlock, InvalidCommit, RuleBroken
 from moed.consensus.metagraph import epoch_budget
 from moed.consensus.params import DEVNET
-from moed.consensus.state import read_account, read_neurons, read_totals
+from moed.consensus.state import read_account, read_neurons, read_totals, stake_behind
 from moed.consensus.transactions import Register, SetWeights, SignedTransaction, Transfer, transactions_root
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
@@ -117,7 +117,7 @@ def test_an_epoch_pays_miners_and_validators_what_it_may() -> None:
     assert 0.999 * epoch_budget(DEVNET, DEVNET.tempo) < minted <= epoch_budget(DEVNET, DEVNET.tempo)
     assert neurons[2].incentive_emission == pytest.approx(2 * neurons[3].incentive_emission, rel=1e-3)
     assert [read_account(head.state, key(4).public_key).balance] == [neurons[3].incentive_emission]
-    stakes = [read_account(head.state, key(number).public_key).stake for number in (1, 2)]
+    stakes = [stake_behind(head.state, key(number).public_key) for number in (1, 2)]
     assert stakes[0] > 60 * CREDIT
     assert stakes[1] > 40 * CREDIT
     assert {member.key: member.power for member in head.validators.members} == {

@@ -28,7 +28,9 @@ from moed.protocol.codec import encode_record
 from moed.protocol.identity import Identity
 from support.chains import grow, key, make_genesis, sign_commit, signed
 
-PARAMS = ChainParams(block_interval_ms=50, tempo=10, timeout_propose_ms=2_000, timeout_vote_ms=1_000)
+PARAMS = ChainParams(
+    block_interval_ms=50, tempo=10, timeout_propose_ms=2_000, timeout_vote_ms=1_000, fee_per_byte=0, min_stake=0
+)
 GENESIS = make_genesis((60, 40), balances=(1_000, 0), params=PARAMS)
 PATIENCE_S = 30.0
 

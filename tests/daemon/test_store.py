@@ -25,7 +25,7 @@ from moed.daemon.store import KEPT_EPOCHS, SCHEMA_VERSION, Store, verify_chain
 from moed.protocol.codec import encode_record
 from support.chains import key, make_genesis, sign_commit, signed
 
-GENESIS = make_genesis((60, 40), balances=(1_000_000, 0))
+GENESIS = make_genesis((60, 40), balances=(10**9, 0))
 BOTH = [key(1), key(2)]
 
 
@@ -57,8 +57,8 @@ def test_a_reopened_store_stands_where_it_stood(tmp_path: Path) -> None:
 
 def test_a_block_as_full_as_allowed_is_stored_and_read_again(tmp_path: Path) -> None:
     """The limit counts transactions; header and commit come on top, and the store takes the whole."""
-    params = ChainParams(max_block_transactions=10_000)
-    genesis = make_genesis((60, 40), balances=(1_000_000,), params=params)
+    params = ChainParams(max_block_transactions=10_000, fee_per_byte=0)
+    genesis = make_genesis((60, 40), balances=(10**6,), params=params)
     with Store(tmp_path / "chain.db", genesis) as store:
         head = store.load_head()
         transfers = (signed(head, key(3), Transfer(to=key(9).public_key, amount=1), nonce) for nonce in range(6_000))
@@ -245,7 +245,7 @@ def test_registration_survives_the_file(tmp_path: Path) -> None:
 
 def test_what_an_epoch_was_computed_from_is_kept(tmp_path: Path) -> None:
     """The inputs come back and give the incentives that the state holds; those of long ago are let go."""
-    params = ChainParams(tempo=5, commit_reveal=False)
+    params = ChainParams(tempo=5, commit_reveal=False, min_stake=0)
     genesis = make_genesis((60, 40), balances=(0, 0), params=params)
     with Store(tmp_path / "chain.db", genesis) as store:
         head = store.load_head()

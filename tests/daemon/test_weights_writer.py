@@ -22,7 +22,7 @@ from moed.daemon.store import Store
 from moed.daemon.weights_writer import WeightsWriter
 from support.chains import key, make_genesis, signed
 
-PARAMS = ChainParams(block_interval_ms=40, tempo=8)
+PARAMS = ChainParams(block_interval_ms=40, tempo=8, min_stake=0)
 GENESIS = make_genesis((100,), balances=(0,), params=PARAMS)
 ROW = ((1, 65_535),)
 PATIENCE_S = 30.0

@@ -26,7 +26,7 @@ def test_b11_stake_decides_whose_scores_count() -> None:
     metagraph = life.epoch(wanted)
     assert metagraph[prose].incentive_emission > 0 == metagraph[code].incentive_emission
     bank = 4  # the key after the miners' holds what validator 1 is about to stake
-    life.block((bank, Transfer(to=key(2).public_key, amount=90 * CREDIT)))
+    life.block((bank, Transfer(to=key(2).public_key, amount=91 * CREDIT)))
     metagraph = life.epoch(wanted, (1, AddStake(amount=90 * CREDIT)))
     assert life.stake(1) > life.stake(0)
     assert metagraph[code].incentive_emission > 0 == metagraph[prose].incentive_emission

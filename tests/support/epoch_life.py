@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from moed.consensus.params import U16, ChainParams
-from moed.consensus.state import Neuron, read_account, read_neurons
+from moed.consensus.state import Neuron, read_account, read_neurons, stake_behind
 from moed.consensus.transactions import Body, CommitWeights, Register, RevealWeights, WeightRow, weights_commitment
 from moed.consensus.transition import Head
 
@@ -70,7 +70,7 @@ class EpochLife:
         return read_neurons(self.head.state)
 
     def stake(self, uid: int) -> int:
-        return read_account(self.head.state, key(uid + 1).public_key).stake
+        return stake_behind(self.head.state, key(uid + 1).public_key)
 
 
 def _salt(uid: int) -> bytes:

@@ -1,0 +1,186 @@
+"""Uids: their price, their owners, and the keys that work for them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moed.consensus.errors import (
+    AlreadyRegistered,
+    InsufficientBalance,
+    KeyExpired,
+    KeyInUse,
+    NotPermitted,
+    NotRegistered,
+)
+from moed.consensus.evidence import double_vote
+from moed.consensus.params import CREDIT, ChainParams
+from moed.consensus.registration import burn_price, registration_price
+from moed.consensus.state import Totals, change, neuron_key, pool_of, read_totals, read_validators
+from moed.consensus.transactions import (
+    AddStake,
+    Delegate,
+    Register,
+    ReportEvidence,
+    RotateKey,
+    SetOwner,
+    SetWeights,
+    Sponsor,
+    sign_consent,
+)
+from moed.consensus.votes import NO_BLOCK, VoteKind, sign_vote
+from moed.protocol.errors import BadSignature
+from support.chains import key
+from support.ledgers import Ledger
+
+PARAMS = ChainParams(
+    tempo=10,
+    commit_reveal=False,
+    fee_per_byte=0,
+    max_uids=4,
+    immunity_period=0,
+    min_burn=CREDIT,
+    max_burn=100 * CREDIT,
+    burn_step_ppm=500_000,
+    burn_half_life=10,
+    emission_per_block=0,
+)
+OWNER, FRESH = 5, 20
+
+
+def ledger() -> Ledger:
+    """Two validators; keys 3, 4 and 5 hold 100 each."""
+    return Ledger((60, 40), (100, 100, 100), PARAMS)
+
+
+def consent(book: Ledger, worker: int, owner: int) -> bytes:
+    return sign_consent(key(worker), book.genesis.network_id, key(owner).public_key)
+
+
+def rotate(book: Ledger, uid: int, to: int, owner: int, expires: int = 0) -> None:
+    body = RotateKey(uid=uid, key=key(to).public_key, consent=consent(book, to, owner), expires=expires)
+    book.send(owner, body)
+
+
+def test_free_slots_cost_nothing_and_taken_ones_what_demand_makes_them() -> None:
+    """Each replacement raises the price by half; it falls by half in each half-life without one."""
+    book = ledger()
+    assert registration_price(read_totals(book.state), PARAMS, book.height) == 0
+    for number in (3, 4):
+        book.send(number, Register())
+    assert (book.balance(3), book.balance(4)) == (100 * CREDIT, 100 * CREDIT)
+    with pytest.raises(InsufficientBalance):
+        book.send(30, Register())
+    book.send(OWNER, Register())
+    totals = read_totals(book.state)
+    assert (book.balance(OWNER), totals.burned) == (99 * CREDIT, CREDIT)
+    assert registration_price(totals, PARAMS, book.height) == 3 * CREDIT // 2
+    assert registration_price(totals, PARAMS, book.height + 5) == 3 * CREDIT // 2 * 3 // 4
+    assert registration_price(totals, PARAMS, book.height + 10) == CREDIT  # not under the least
+
+
+@given(st.integers(0, 2**62), st.integers(0, 2**40), st.integers(0, 2**40))
+def test_the_price_only_falls_and_stays_between_its_bounds(price: int, block: int, later: int) -> None:
+    """Without new registrations no block is dearer than the one before it."""
+    totals = Totals(burn_price=price, burn_block=block)
+    prices = [burn_price(totals, PARAMS, block + later + n) for n in range(25)]
+    assert prices == sorted(prices, reverse=True)
+    assert PARAMS.min_burn <= prices[-1] <= prices[0] <= PARAMS.max_burn
+
+
+def test_an_owner_sponsors_a_key_that_agrees() -> None:
+    """The sponsor pays and owns; without the key's own word nobody can put it to work."""
+    book = ledger()
+    good = Sponsor(key=key(FRESH).public_key, consent=consent(book, FRESH, OWNER))
+    with pytest.raises(BadSignature):
+        book.send(3, good)  # the consent names another owner
+    book.send(OWNER, good)
+    neuron = book.neuron(2)
+    assert (neuron.key, neuron.payee, book.uid(FRESH)) == (key(FRESH).public_key, key(OWNER).public_key, 2)
+    with pytest.raises(AlreadyRegistered):
+        book.send(OWNER, good)
+
+
+def test_a_rotated_key_keeps_uid_rank_and_stake() -> None:
+    """Only the key changes: what the last epoch said of the uid, its weights and the stake behind it stay."""
+    book = ledger()
+    book.send(3, Delegate(to=key(1).public_key, amount=10 * CREDIT))
+    book.send(1, SetWeights(weights=((1, 5),)))
+    before = change(book.neuron(0), incentive_u16=777, dividends_u16=99, bonds=((1, 3),))
+    book.state.put(neuron_key(0), before)
+    rotate(book, 0, FRESH, 1)
+    owner = key(1).public_key
+    assert book.neuron(0) == change(before, key=key(FRESH).public_key, owner=owner)
+    assert (book.uid(1), book.uid(FRESH), book.stake(FRESH)) == (None, 0, 70 * CREDIT)
+    assert pool_of(book.state, key(FRESH).public_key) == pool_of(book.state, owner) == owner
+    with pytest.raises(NotRegistered):
+        book.send(1, SetWeights(weights=((1, 9),)))
+    book.send(FRESH, SetWeights(weights=((1, 9),)))
+    book.send(3, Delegate(to=key(FRESH).public_key, amount=CREDIT))
+    assert book.worth(1, 3) == 11 * CREDIT
+    book.close()
+    assert key(FRESH).public_key in {member.key for member in read_validators(book.state).members}
+
+
+def test_a_replaced_key_still_answers_for_what_it_signed() -> None:
+    """Rotation is no way out of a slash, and the old key gets no uid beside the pool."""
+    book = ledger()
+    network = book.genesis.network_id
+    votes = [sign_vote(key(1), network, VoteKind.PREVOTE, 1, 0, block) for block in (NO_BLOCK, b"\1" * 32)]
+    rotate(book, 0, FRESH, 1)
+    book.height = 2
+    book.send(3, ReportEvidence(evidence=double_vote(*votes)))
+    assert book.stake(FRESH) == 57 * CREDIT
+    with pytest.raises(AlreadyRegistered):
+        book.send(1, Register())
+
+
+def test_keys_in_use_are_no_new_keys() -> None:
+    """A key with a uid, with stake of its own, or of another pool cannot be taken; going back to an old one can."""
+    book = ledger()
+    book.send(3, Register())
+    book.send(4, AddStake(amount=CREDIT))
+    for taken in (2, 3, 4):
+        with pytest.raises(KeyInUse):
+            rotate(book, 0, taken, 1)
+    rotate(book, 0, FRESH, 1)
+    with pytest.raises(KeyInUse):
+        rotate(book, 2, 1, 3)
+    with pytest.raises(BadSignature):
+        book.send(1, RotateKey(uid=0, key=key(21).public_key, consent=consent(book, FRESH, 1)))
+    rotate(book, 0, 1, 1)
+    assert (book.neuron(0).key, book.uid(FRESH)) == (key(1).public_key, None)
+
+
+def test_an_owner_that_is_elsewhere_decides_and_is_paid() -> None:
+    """Handed over once, the uid obeys the owner key alone, which the machine does not have."""
+    book = ledger()
+    with pytest.raises(NotPermitted):
+        book.send(3, SetOwner(uid=0, owner=key(3).public_key))
+    book.send(1, SetOwner(uid=0, owner=key(OWNER).public_key))
+    with pytest.raises(NotPermitted):
+        rotate(book, 0, FRESH, 1)
+    with pytest.raises(NotPermitted):
+        book.send(1, SetOwner(uid=0, owner=key(1).public_key))
+    rotate(book, 0, FRESH, OWNER)
+    assert book.neuron(0).payee == key(OWNER).public_key
+
+
+def test_a_key_acts_until_its_time_is_over_and_again_when_renewed() -> None:
+    """An expired key sets no weights and loses its seat at the epoch's end; uid and stake wait for the owner."""
+    book = ledger()
+    rotate(book, 0, FRESH, 1, expires=8)
+    book.height = 7
+    book.send(FRESH, SetWeights(weights=((1, 1),)))
+    book.height = 8
+    with pytest.raises(KeyExpired) as refused:
+        book.send(FRESH, SetWeights(weights=((1, 2),)))
+    assert refused.value.actual == 8
+    book.close()
+    assert not book.neuron(0).has_permit
+    assert [member.key for member in read_validators(book.state).members] == [key(2).public_key]
+    rotate(book, 0, FRESH, 1)
+    book.close()
+    book.send(FRESH, SetWeights(weights=((1, 2),)))
+    assert len(read_validators(book.state).members) == 2
