@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 from msgspec import Meta
@@ -76,7 +77,13 @@ class Header(Record, frozen=True, kw_only=True):
     @property
     def hash(self) -> bytes:
         """The 32-byte hash that names the block."""
-        return tagged_hash(Domain.BLOCK, encode_record(self))
+        return _hash_of(self)
+
+
+@lru_cache(maxsize=1_024)
+def _hash_of(header: Header) -> bytes:
+    """The rounds ask for it at every message."""
+    return tagged_hash(Domain.BLOCK, encode_record(header))
 
 
 class CommitSignature(Record, frozen=True, kw_only=True):
