@@ -56,6 +56,7 @@ class Run:
 
     repeats: int
     threads: int
+    many: int
     anchor: Anchor | None
     server: ServerProcess
     caller: Caller
@@ -218,9 +219,14 @@ def measure_storm(run: Run) -> None:
     run.tell("storm-memory-grown", "MiB PSS", grown, "at most 8", max(grown) <= 8)
 
 
-def measure_many(run: Run, calls: int) -> None:
-    failed = run.caller.run(partial(mixed_sizes, calls=calls, seed=1))
-    run.tell(f"calls-of-1-to-64MiB-failed-of-{calls}", "calls", [float(failed)], "0", failed == 0)
+def measure_many(run: Run) -> None:
+    failed = done = 0
+    while done < run.many:
+        calls = min(500, run.many - done)
+        failed += run.caller.run(partial(mixed_sizes, calls=calls, seed=done))
+        done += calls
+        sys.stderr.write(f"  {done} of {run.many} calls, {failed} failed\n")
+    run.tell(f"calls-of-1-to-64MiB-failed-of-{run.many}", "calls", [float(failed)], "0", failed == 0)
 
 
 MEASURES: dict[str, Callable[[Run], None]] = {
@@ -234,6 +240,7 @@ MEASURES: dict[str, Callable[[Run], None]] = {
     "idle": measure_idle,
     "kill": measure_kill,
     "storm": measure_storm,
+    "many": measure_many,
 }
 
 
@@ -259,7 +266,7 @@ def main() -> int:
     parser.add_argument("--only", choices=MEASURES, action="append", help="these workloads alone")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, in every process of moed (its default)")
-    parser.add_argument("--many", type=int, default=200, help="calls of 1 to 64 MiB that may not fail (0: none)")
+    parser.add_argument("--many", type=int, default=200, help="how many calls of 1 to 64 MiB may not fail")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, and nothing else")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
@@ -271,13 +278,11 @@ def main() -> int:
     anchor = Anchor(options.anchor_python) if has_hivemind(options.anchor_python) else None
     try:
         with ServerProcess("identity=identity:1024", "ffn=ffn:1024", "--threads", str(options.threads)) as server:
-            run = Run(options.repeats, options.threads, anchor, server, Caller(server.place))
+            run = Run(options.repeats, options.threads, options.many, anchor, server, Caller(server.place))
             for name, measure in MEASURES.items():
                 if options.only is None or name in options.only:
                     sys.stderr.write(f"measuring {name}\n")
                     measure(run)
-            if options.many and options.only is None:
-                measure_many(run, options.many)
     finally:
         if anchor is not None:
             anchor.close()
