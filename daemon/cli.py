@@ -99,10 +99,53 @@ def run(home: Path, log_level: str | None) -> None:
     """
     from .config import load_config
 
-    config = load_config(home, {"log.level": log_level} if log_level else None)
+    overrides = {"log.level": log_level} if log_level else {}
+    config = load_config(home, overrides)
     from .node import run_node
 
-    run_node(config)
+    run_node(config, overrides)
+
+
+@moed.group()
+def config() -> None:
+    """Look at a node's configuration, whether it runs or not."""
+
+
+@config.command("check")
+@click.option("--home", type=HOME, required=True, help="Folder of the node.")
+@plain_errors
+def config_check(home: Path) -> None:
+    """Say whether the configuration can be used; what is wrong is named with its line and the remedy.
+
+    \b
+    moed config check --home ~/.moed
+    """
+    from .config import load_config
+
+    load_config(home)
+    click.echo(f"{home / 'config.toml'} can be used")
+
+
+@config.command("show")
+@click.option("--home", type=HOME, required=True, help="Folder of the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plain_errors
+def config_show(home: Path, as_json: bool) -> None:
+    """Show every value that a start would use, and where it is from: default, file and line, environment.
+
+    \b
+    MOED_NODE_PORT=4701 moed config show --home ~/.moed
+    """
+    from . import tables
+    from .config import load_config, read_text
+    from .settings import explain
+
+    used = load_config(home)
+    found = tables.settings_answer(explain(used, read_text(used.home / "config.toml")))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        tables.show(tables.config_parts(found))
 
 
 @moed.group()

@@ -1,6 +1,7 @@
-"""The configuration: DIR/config.toml read once into one frozen `Config`.
+"""The configuration: DIR/config.toml, the environment and flags, read together into one frozen `Config`.
 
-`config_sections` lists the keys, `config_check` refuses what is not one, `config_example` writes a new file.
+`config_sections` lists the keys, `config_check` refuses what is not one, `config_example` writes a new file,
+`config_sources` says where each value is from.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import places
 from .config_check import Complaints, split_address
 from .config_example import write_default
 from .config_sections import (
     DEFAULT_PORT,
     ComputeSection,
     ExpertSection,
+    LimitsSection,
     LogSection,
     NodeSection,
     Sections,
     ValidatorSection,
 )
+from .config_sources import ON_COMMAND_LINE, from_environment
 from .errors import ConfigError
+from .places import CONFIG_FILE, DATABASE_FILE, GENESIS_FILE, KEY_FILE, place_socket
 
 __all__ = [
     "DEFAULT_PORT",
     "ComputeSection",
     "Config",
     "ExpertSection",
+    "LimitsSection",
     "LogSection",
     "NodeSection",
     "ValidatorSection",
@@ -49,23 +53,24 @@ class Config:
     node: NodeSection
     log: LogSection
     compute: ComputeSection
+    limits: LimitsSection
     experts: tuple[ExpertSection, ...]
     validator: ValidatorSection
 
     @property
     def key_path(self) -> Path:
         """The work key, mode 0600."""
-        return self.home / places.KEY_FILE
+        return self.home / KEY_FILE
 
     @property
     def genesis_path(self) -> Path:
         """The genesis of the network that this node belongs to."""
-        return self.home / places.GENESIS_FILE
+        return self.home / GENESIS_FILE
 
     @property
     def database_path(self) -> Path:
         """The chain database."""
-        return self.home / places.DATABASE_FILE
+        return self.home / DATABASE_FILE
 
     @property
     def bootstrap(self) -> tuple[tuple[str, int], ...]:
@@ -80,30 +85,40 @@ class Config:
 def load_config(
     home: Path, overrides: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] = os.environ
 ) -> Config:
-    """Read ``home``/config.toml; ``overrides`` (``{"node.port": 4701}``) stand above the file, as flags do.
+    """Read ``home``/config.toml; above it stand ``environ`` (``MOED_NODE_PORT=4701``), and above that ``overrides``
+    (``{"node.port": 4701}``), as flags do.
 
     Raises `ConfigError` with one line that names file, line, key, value, what is allowed, and the remedy.
     """
     home = home.expanduser().absolute()
-    path = home / places.CONFIG_FILE
-    text = _read(path)
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is no TOML: {error}", "correct that place and start again") from error
-    complaints = Complaints(path, text, raw, frozenset(overrides or ()))
-    for key, value in (overrides or {}).items():
+    path = home / CONFIG_FILE
+    text = read_text(path)
+    raw = parse(path, text)
+    set_outside = from_environment(environ)
+    places = {key: f"in the environment, {name}" for key, (name, _) in set_outside.items()}
+    values = {key: value for key, (_, value) in set_outside.items()} | dict(overrides or {})
+    complaints = Complaints(path, text, raw, places | dict.fromkeys(overrides or (), ON_COMMAND_LINE))
+    for key, value in values.items():
         _override(raw, key, value)
     sections = complaints.convert(Sections)
     _check_sections(sections, complaints)
     return Config(
         home=home,
-        socket_path=places.place_socket(home, sections.node.socket, environ),
+        socket_path=place_socket(home, sections.node.socket, environ),
         **{name: getattr(sections, name) for name in Sections.__struct_fields__},
     )
 
 
-def _read(path: Path) -> str:
+def parse(path: Path, text: str) -> dict[str, Any]:
+    """The tables in a configuration file. Raises `ConfigError` for what is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is no TOML: {error}", "correct that place and start again") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file. Raises `ConfigError`."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -35,7 +35,8 @@ def split_address(text: str) -> tuple[str, int]:
 class Complaints:
     """One configuration file, and the words to complain about a place in it."""
 
-    def __init__(self, path: Path, text: str, raw: dict[str, Any], overridden: Collection[str]) -> None:
+    def __init__(self, path: Path, text: str, raw: dict[str, Any], overridden: Mapping[str, str]) -> None:
+        """``overridden`` says of each key that does not stand in the file as it counts where its value is from."""
         self._path = path
         self._text = text
         self._raw = raw
@@ -117,7 +118,7 @@ class Complaints:
 
     def _where(self, key: str) -> str:
         if _bare(key) in self._overridden:
-            return "on the command line"
+            return self._overridden[_bare(key)]
         line = line_of(self._text, key)
         return f"{self._path}, line {line}" if line else str(self._path)
 

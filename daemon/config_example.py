@@ -12,26 +12,14 @@ from typing import Any
 import msgspec
 
 from .config_check import describe_field
-from .config_sections import (
-    DEFAULT_PORT,
-    ComputeSection,
-    ExpertSection,
-    LogSection,
-    NodeSection,
-    ValidatorSection,
-)
+from .config_sections import DEFAULT_PORT, LIVE_KEYS, PLAIN_SECTIONS, ExpertSection
 from .errors import ConfigError
 
-_PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
-    ("node", NodeSection),
-    ("log", LogSection),
-    ("compute", ComputeSection),
-    ("validator", ValidatorSection),
-)
 _EXAMPLE_EXPERT = ExpertSection(name="prose", domain="prose")
 _HEADER = """\
 # Configuration of one moed node. "# " starts an explanation; "#" at once before a key shows its default.
-# moed refuses a key that it does not know, and names the nearest one.
+# moed refuses a key that it does not know, and names the nearest one. Keys marked "live" are taken over by a running
+# daemon on `systemctl reload moed` or `moectl config reload`; the others at its next start.
 """
 
 
@@ -66,14 +54,14 @@ def write_default(
 
 def render_default(values: Mapping[str, Any], *, experts: Sequence[ExpertSection] = ()) -> str:
     """The text of `write_default`; ``values`` None count as not given. Raises `ConfigError` for an unknown key."""
-    known = [field for _, section in _PLAIN_SECTIONS for field in section.__struct_fields__]
+    known = [field for _, section in PLAIN_SECTIONS for field in section.__struct_fields__]
     for key in values:
         if known.count(key) != 1:
             raise ConfigError(f"there is no key {key}", f"keys are {', '.join(known)}")
     parts = [_HEADER]
-    for name, section in _PLAIN_SECTIONS:
+    for name, section in PLAIN_SECTIONS:
         given = {key: values[key] for key in section.__struct_fields__ if values.get(key) is not None}
-        parts.append("\n".join((f"[{name}]", f"# {section.__doc__}", *_lines(section, given))) + "\n")
+        parts.append("\n".join((f"[{name}]", f"# {section.__doc__}", *_lines(section, given, name))) + "\n")
     parts.extend(_expert_text(expert, "") for expert in experts)
     if not experts:
         parts.append(_expert_text(_EXAMPLE_EXPERT, "#"))
@@ -83,17 +71,18 @@ def render_default(values: Mapping[str, Any], *, experts: Sequence[ExpertSection
 def _expert_text(expert: ExpertSection, prefix: str) -> str:
     given = {
         field: getattr(expert, field)
-        for field, default in _defaults(ExpertSection).items()
+        for field, default in defaults_of(ExpertSection).items()
         if getattr(expert, field) != default
     }
-    lines = ("[[experts]]", f"# {ExpertSection.__doc__}", *_lines(ExpertSection, given))
+    lines = ("[[experts]]", f"# {ExpertSection.__doc__}", *_lines(ExpertSection, given, "experts"))
     return "\n".join(line if line.startswith("#") else prefix + line for line in lines) + "\n"
 
 
-def _lines(section: type[msgspec.Struct], given: Mapping[str, Any]) -> Iterator[str]:
-    for field, default in _defaults(section).items():
+def _lines(section: type[msgspec.Struct], given: Mapping[str, Any], name: str) -> Iterator[str]:
+    for field, default in defaults_of(section).items():
         description, allowed = describe_field(section, field)
-        yield from textwrap.wrap(f"{description} ({allowed})", 110, initial_indent="# ", subsequent_indent="#   ")
+        live = "; live" if f"{name}.{field}" in LIVE_KEYS else ""
+        yield from textwrap.wrap(f"{description} ({allowed}{live})", 110, initial_indent="# ", subsequent_indent="#   ")
         if field in given:
             yield f"{field} = {toml_value(given[field])}"
         elif default is None or default is msgspec.NODEFAULT:
@@ -102,7 +91,7 @@ def _lines(section: type[msgspec.Struct], given: Mapping[str, Any]) -> Iterator[
             yield f"#{field} = {toml_value(default)}"
 
 
-def _defaults(section: type[msgspec.Struct]) -> dict[str, Any]:
+def defaults_of(section: type[msgspec.Struct]) -> dict[str, Any]:
     """Every field of ``section`` with its default, or NODEFAULT."""
     found: dict[str, Any] = {}
     for entry in msgspec.structs.fields(section):

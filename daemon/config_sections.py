@@ -80,6 +80,30 @@ class ComputeSection(_Section, frozen=True, kw_only=True):
     torch_threads: Annotated[int, Meta(ge=1, le=1024, **_key("threads of one torch operation", "1 to 1024"))] = 1
 
 
+class LimitsSection(_Section, frozen=True, kw_only=True):
+    """What the daemon may take of this machine; threads are under [compute]. No limit where nothing is set."""
+
+    memory_mib: Annotated[
+        Annotated[int, Meta(ge=64)] | None,
+        Meta(**_key("resident memory; the daemon stops in order when it takes more", "64 and more, in MiB")),
+    ] = None
+    disk_mib: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(**_key("what the home may hold; the daemon stops in order when it holds more", "16 and more, in MiB")),
+    ] = None
+    upload_kib_per_s: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(**_key("bytes sent to peers over sessions", "16 and more, in KiB a second")),
+    ] = None
+    download_kib_per_s: Annotated[
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(**_key("bytes taken from peers over sessions", "16 and more, in KiB a second")),
+    ] = None
+    gpu_memory_share: Annotated[
+        float, Meta(gt=0, le=1, **_key("share of a CUDA device's memory that torch may take", "over 0, up to 1"))
+    ] = 1.0
+
+
 class ExpertSection(_Section, frozen=True, kw_only=True):
     """One expert that a miner makes, trains and serves; a double-bracketed section each."""
 
@@ -149,5 +173,28 @@ class Sections(_Section, frozen=True, kw_only=True):
     node: NodeSection = NodeSection()
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
+    limits: LimitsSection = LimitsSection()
     experts: tuple[ExpertSection, ...] = ()
     validator: ValidatorSection = ValidatorSection()
+
+
+PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
+    ("node", NodeSection),
+    ("log", LogSection),
+    ("compute", ComputeSection),
+    ("limits", LimitsSection),
+    ("validator", ValidatorSection),
+)
+"""The sections that stand once, in the order of the file."""
+
+LIVE_KEYS = frozenset(
+    {
+        "log.level",
+        "node.grace_s",
+        "limits.memory_mib",
+        "limits.disk_mib",
+        "limits.upload_kib_per_s",
+        "limits.download_kib_per_s",
+    }
+)
+"""What a running daemon takes over on a reload; every other key waits for the next start."""

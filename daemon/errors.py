@@ -14,6 +14,7 @@ The tree:
     ├── StoreError                  the chain database
     │   ├── StoreFailed             the disk refused: full, read-only, gone
     │   └── StoreCorrupt            what is on the disk is not what was written
+    ├── LimitReached                memory or disk is over what the configuration allows, or the disk is nearly full
     ├── SimulationFailed            a simulated network broke a promise: a bug, and how to see it again
     └── ServiceEnded                a part that must run for ever returned; a bug
 
@@ -94,6 +95,10 @@ class StoreFailed(StoreError):
 
 class StoreCorrupt(StoreError):
     """What is stored is not what was written; restore the file or sync from peers."""
+
+
+class LimitReached(NodeError):
+    """The daemon takes more than it may; it stops in order, and a service manager starts it again."""
 
 
 class SimulationFailed(NodeError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import structlog
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from moed.consensus.state import read_neurons, stake_behind
 from moed.protocol.codec import Record, convert_record
@@ -15,6 +17,7 @@ from moed.protocol.identity import NodeId
 from .chain import Chain
 from .control.answers import MAX_COMPLETION_BYTES
 from .control.api import ControlRefused
+from .network.calls import Reply
 from .network.errors import CallError
 from .network.peers import Peers
 
@@ -43,18 +46,28 @@ class ForwardedMixture:
     ) -> AsyncIterator[dict[str, Any]]:
         """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
         body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
-        for neuron in sorted(self._validators(), key=lambda one: -one[1]):
-            peer = self._peers.get(neuron[0])
+        answer = await self._call("mixture.complete", body, ())
+        for piece in convert_record({"pieces": answer.body}, _Pieces).pieces:
+            yield {"text": piece.text, "experts": piece.experts}
+
+    async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
+        """Forward to a validator. Raises `ControlRefused` if there is none, or none that answers in shape."""
+        answer = await self._call("mixture.forward", None, (inputs,))
+        shares = convert_record({"rows": answer.body}, _Shares).rows
+        if [one.shape for one in answer.tensors] != [(len(inputs), 256)] or len(shares) != len(inputs):
+            raise ControlRefused(502, "bad_answer", "the validator's answer has another shape", "try again")
+        return np.asarray(answer.tensors[0], dtype=np.float32), list(shares)
+
+    async def _call(self, method: str, body: Any, tensors: Sequence[NDArray[Any]]) -> Reply:
+        """Ask validators in order of stake until one answers. Raises `ControlRefused` if none does."""
+        for node_id, _ in sorted(self._validators(), key=lambda one: -one[1]):
+            peer = self._peers.get(node_id)
             if peer is None:
                 continue
             try:
-                reply = await peer.call("mixture.complete", body, deadline_s=self._deadline_s)
+                return await peer.call(method, body, tensors, deadline_s=self._deadline_s)
             except CallError as error:
                 logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
-                continue
-            for piece in convert_record({"pieces": reply.body}, _Pieces).pieces:
-                yield {"text": piece.text, "experts": piece.experts}
-            return
         raise ControlRefused(
             503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
         )
@@ -73,6 +86,10 @@ class ForwardedMixture:
 class _Piece(Record, frozen=True, kw_only=True):
     text: str
     experts: dict[str, float]
+
+
+class _Shares(Record, frozen=True, kw_only=True):
+    rows: tuple[dict[str, float], ...]
 
 
 class _Pieces(Record, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +23,11 @@ MAX_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One event: its number, its level (10 debug … 50 critical) and its JSON."""
+    """One event: its number, its level (10 debug … 50 critical), its name and its JSON."""
 
     sequence: int
     level: int
+    name: str
     json: bytes
 
 
@@ -42,16 +43,18 @@ class Batch:
 class LogRing:
     """Numbered events from any thread; readers live in one trio run."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY, *, before_first: int = 0) -> None:
+        """The first event gets the number after ``before_first``."""
         # A finalizer that logs can run while this lock is held by the same thread.
         self._lock = threading.RLock()
         self._lines: deque[LogLine] = deque(maxlen=capacity)
-        self._last = 0
+        self._before_first = before_first
+        self._last = before_first
         self._waiting: tuple[trio.lowlevel.TrioToken, trio.Event] | None = None
 
     @property
     def last(self) -> int:
-        """The number of the newest event; 0 before the first."""
+        """The number of the newest event; `before_first` before there is one."""
         return self._last
 
     def append(self, level: int, event: Mapping[str, Any]) -> bytes:
@@ -59,7 +62,7 @@ class LogRing:
         with self._lock:
             self._last += 1
             line = encode_event({**event, "sequence": self._last})
-            self._lines.append(LogLine(self._last, level, line))
+            self._lines.append(LogLine(self._last, level, str(event.get("event", "")), line))
             waiting, self._waiting = self._waiting, None
         if waiting is not None:
             token, event_set = waiting
@@ -67,13 +70,21 @@ class LogRing:
                 token.run_sync_soon(event_set.set)
         return line
 
-    def read(self, after: int, *, level: int = 0, limit: int = MAX_BATCH) -> Batch:
-        """At most ``limit`` events numbered above ``after`` and at least as severe as ``level``, oldest first.
+    def read(
+        self,
+        after: int,
+        *,
+        level: int = 0,
+        limit: int = MAX_BATCH,
+        is_wanted: Callable[[str], bool] = lambda _name: True,
+    ) -> Batch:
+        """At most ``limit`` events numbered above ``after`` and at least as severe as ``level``, oldest first, of
+        those whose names ``is_wanted``.
 
-        A number from an earlier life of the daemon (above `last`) reads from the start.
+        A number from another life of the daemon (above `last`, or before the first) reads from the start.
         """
         with self._lock:
-            after = 0 if after > self._last else after
+            after = self._before_first if after > self._last else max(after, self._before_first)
             oldest = self._lines[0].sequence if self._lines else self._last + 1
             skipped = max(after + 1 - oldest, 0)
             lines: list[LogLine] = []
@@ -83,17 +94,17 @@ class LogRing:
                 if len(lines) == limit:
                     break
                 last = line.sequence
-                if line.level >= level:
+                if line.level >= level and is_wanted(line.name):
                     lines.append(line)
             return Batch(lines, dropped=max(oldest - 1 - after, 0), last=last)
 
-    def before_last(self, count: int, *, level: int = 0) -> int:
-        """The number to read after for the last ``count`` events at least as severe as ``level``."""
+    def before_last(self, count: int, *, level: int = 0, is_wanted: Callable[[str], bool] = lambda _name: True) -> int:
+        """The number to read after for the last ``count`` events that `read` would give."""
         with self._lock:
             if count == 0:
                 return self._last
             for line in reversed(self._lines):
-                count -= line.level >= level
+                count -= line.level >= level and is_wanted(line.name)
                 if count == 0:
                     return line.sequence - 1
             return self._lines[0].sequence - 1 if self._lines else self._last

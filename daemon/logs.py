@@ -2,8 +2,9 @@
 
 An event is named ``noun.verb`` and carries fields. Where it goes:
 
-    structlog ── below the level? dropped ── secrets out, sizes bounded ──┬── ring (the last 4096, numbered)
-                                                                          └── standard error
+    structlog ── too often? left out ── secrets out, sizes bounded ──┬── events (`/v1/events`, whatever the level)
+                                                                     └── at the level or above: ring (the last 4096,
+                                                                         numbered) and standard error
 
 On a terminal a line is coloured text; elsewhere it is JSON behind a syslog priority (``<6>``), which journald
 takes off. ``format = "json"`` leaves the priority out unless standard error is the journal, so a file stays JSON.
@@ -15,11 +16,13 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
 
+from .log_limiter import LogLimiter
 from .log_ring import LogRing
 
 __all__ = ["LEVELS", "LogRing", "Logs", "bound_and_redact", "configure_logging"]
@@ -42,11 +45,19 @@ Event = MutableMapping[str, Any]
 _Write = Callable[[Event, bytes], str]
 
 
-class Logs:
-    """The daemon's log: its ring, and the level that can be changed while it runs."""
+PUBLIC_BELOW_INFO = frozenset({"chain.block_final"})
+"""Events that `/v1/events` carries although the log seldom does. From info on, all are carried."""
+MAX_EVENTS = 2048
 
-    def __init__(self, level: str, ring: LogRing) -> None:
-        self.ring = ring
+
+class Logs:
+    """The daemon's log: its ring, the events beside it, and the level that can be changed while it runs."""
+
+    def __init__(self, level: str) -> None:
+        self.ring = LogRing()
+        # Numbers go on rising over a restart: there are fewer than a thousand events in a second.
+        self.events = LogRing(MAX_EVENTS, before_first=time.time_ns() // 1_000_000)
+        self.limiter = LogLimiter()
         self._level = level
 
     @property
@@ -59,10 +70,22 @@ class Logs:
         LEVELS[level]
         self._level = level
 
-    def drop_below_level(self, _logger: object, method: str, event: Event) -> Event:
-        """The first processor: what is not kept costs nothing more."""
-        if LEVELS.get(method, logging.ERROR) < LEVELS[self._level]:
+    def is_kept(self, level: str) -> bool:
+        """Whether the log keeps events of ``level``."""
+        return LEVELS.get(level, logging.ERROR) >= LEVELS[self._level]
+
+    def screen(self, _logger: object, method: str, event: Event) -> Event:
+        """The first processor: what nobody gets costs nothing more, and what comes too often is left out."""
+        is_public = LEVELS.get(method, logging.ERROR) >= logging.INFO or event.get("event") in PUBLIC_BELOW_INFO
+        if not is_public and not self.is_kept(method):
             raise structlog.DropEvent
+        # What an operator turned debug on for comes in full.
+        if LEVELS.get(method, logging.ERROR) >= logging.INFO:
+            left_out = self.limiter.admit(event)
+            if left_out is None:
+                raise structlog.DropEvent
+            if left_out:
+                event["left_out"] = left_out
         return event
 
 
@@ -74,16 +97,16 @@ def configure_logging(
     ``form`` is auto, json or console. Calling it again replaces what was configured before.
     """
     stream = sys.stderr if stream is None else stream
-    logs = Logs(level, LogRing())
+    logs = Logs(level)
     structlog.configure(
         processors=[
-            logs.drop_below_level,
+            logs.screen,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             bound_and_redact,
-            _Fork(logs.ring, _line_writer(form, stream, environ)),
+            _Fork(logs, _line_writer(form, stream, environ)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=lambda *_: _StreamLogger(stream),
@@ -131,14 +154,19 @@ def _cut(text: str, limit: int) -> str:
 
 
 class _Fork:
-    """The last processor: number the event into the ring, and hand the stream its line."""
+    """The last processor: number the event where it goes, and hand the stream its line."""
 
-    def __init__(self, ring: LogRing, write: _Write) -> None:
-        self._ring = ring
+    def __init__(self, logs: Logs, write: _Write) -> None:
+        self._logs = logs
         self._write = write
 
     def __call__(self, _logger: object, method: str, event: Event) -> str:
-        line = self._ring.append(LEVELS.get(method, logging.ERROR), event)
+        level = LEVELS.get(method, logging.ERROR)
+        if level >= logging.INFO or event.get("event") in PUBLIC_BELOW_INFO:
+            self._logs.events.append(level, event)
+        if not self._logs.is_kept(method):
+            raise structlog.DropEvent
+        line = self._logs.ring.append(level, event)
         return self._write(event, line)
 
 

@@ -10,9 +10,10 @@ import errno
 import gc
 import socket as stdlib_socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import structlog
 import trio
@@ -26,23 +27,26 @@ from moed.protocol.records import PeerRecord
 from .chain import Chain
 from .config import Config
 from .control.server import ControlServer
+from .desk import OperatorDesk
 from .dht_view import DhtView
 from .discovery import Discovery
-from .errors import NodeError, PortTaken
+from .errors import ConfigError, NodeError, PortTaken
 from .home import Home
 from .journal import FileJournal
 from .keystore import hold_identity
-from .log_ring import LogRing
-from .logs import configure_logging
+from .limits_watch import LimitsWatch
+from .logs import Logs, configure_logging
+from .network.bandwidth import Bandwidth
 from .network.dht import Dht
 from .network.peers import Peers
 from .network.reach import Reach
 from .notify import Notifier
 from .receipts import ReceiptBook
 from .roles import Role, Surroundings, take_role
+from .settings import Settings
 from .signer import Signer
 from .store import Store
-from .supervise import forever, stop_on_signal
+from .supervise import forever, heed_signals
 from .views import NodeView
 
 logger = structlog.get_logger()
@@ -58,13 +62,16 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def run_node(config: Config) -> None:
-    """Run the node of a home until it is told to stop. Raises a `NodeError` for what the operator must mend."""
+def run_node(config: Config, overrides: Mapping[str, Any] | None = None) -> None:
+    """Run the node of a home until it is told to stop; ``overrides`` are the flags that ``config`` was read with.
+
+    Raises a `NodeError` for what the operator must mend.
+    """
     logs = configure_logging(config.log.level, config.log.format)
     # The key's lock makes one daemon of one home, so nothing below has to ask whether it is alone.
     with hold_identity(Home(config.home).key) as identity:
         try:
-            trio.run(Node(config, identity, logs.ring).run)
+            trio.run(Node(Settings(config, overrides), identity, logs).run)
         except* NodeError as group:
             raise _first(group) from None
 
@@ -77,17 +84,28 @@ def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:
 class Node:
     """A node of one home. `run` it once; `stop` ends it in order."""
 
-    def __init__(self, config: Config, identity: Identity, log_ring: LogRing) -> None:
-        self.config = config
+    def __init__(self, settings: Settings, identity: Identity, logs: Logs) -> None:
+        self.settings = settings
+        self.config = settings.config  # as it was at the start; what is live is asked of the settings
         self._identity = identity
-        self._home = Home(config.home)
-        self._log_ring = log_ring
+        self._home = Home(self.config.home)
+        self._logs = logs
         self._stopping = trio.Event()
         self._notifier = Notifier()
+        self._standing = ""
 
     def stop(self) -> None:
         """Begin the shutdown; a second call changes nothing."""
         self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the configuration again; one that is wrong is logged and changes nothing."""
+        self._notifier.reloading()
+        try:
+            self.settings.reload()
+        except ConfigError as error:
+            logger.warning("config.refused", reason=str(error))
+        self._notifier.ready(self._standing)
 
     async def run(self) -> None:
         """Run until `stop` or a signal. Raises a `NodeError` for what the operator must mend."""
@@ -95,7 +113,7 @@ class Node:
         genesis = self._home.load_genesis()
         with Store(self._home.database, genesis) as store, self._bind() as (listener, udp):
             async with trio.open_nursery() as signals:
-                await signals.start(stop_on_signal, self.stop)
+                await signals.start(heed_signals, self.stop, self.reload)
                 chain = self._open_chain(store)
                 await self._run_rings(chain, store, listener, udp)
                 signals.cancel_scope.cancel()
@@ -151,13 +169,23 @@ class Node:
         )
         discovery.describe = view.describe
         discovery.topics = role.topics
-        control = ControlServer(self.config.socket_path, view, self._log_ring)
+        watch = LimitsWatch(
+            lambda: self.settings.config,
+            traffic=lambda: {
+                "sent": peers.bandwidth.sent.total_bytes,
+                "received": peers.bandwidth.received.total_bytes,
+            },
+        )
+        self._heed_settings(peers.bandwidth)
+        desk = OperatorDesk(self.settings, self._home.database, watch.resources)
+        control = ControlServer(self.config.socket_path, view, desk, self._logs)
 
         async with trio.open_nursery() as work:  # ends last
             await work.start(dht.run, udp)
             await work.start(chain.run, peers)
             work.start_soon(forever, "memory of peers", partial(_remember, dht, store))
             work.start_soon(forever, "receipts", receipts.run)
+            work.start_soon(forever, "limits", watch.run)
             async with trio.open_nursery() as requests:  # drains, with a deadline
                 async with trio.open_nursery() as doors:  # closes first
                     await doors.start(control.run, requests)
@@ -170,16 +198,31 @@ class Node:
                     doors.start_soon(forever, "watchdog", self._notifier.feed_watchdog)
                     if not self._stopping.is_set():
                         view.is_ready = True
-                        self._notifier.ready(f"{len(dht.contacts())} contacts, height {chain.height}")
+                        self._standing = f"{len(dht.contacts())} contacts, height {chain.height}"
+                        self._notifier.ready(self._standing)
                         logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
                     await self._stopping.wait()
                     view.is_ready = False
                     self._notifier.stopping()
                     logger.info("node.stopping")
                     doors.cancel_scope.cancel()
-                requests.cancel_scope.deadline = trio.current_time() + self.config.node.grace_s
+                requests.cancel_scope.deadline = trio.current_time() + self.settings.config.node.grace_s
                 requests.start_soon(dht.withdraw)
             work.cancel_scope.cancel()
+
+    def _heed_settings(self, bandwidth: Bandwidth) -> None:
+        """Let the live settings count, now and whenever they change."""
+
+        def heed(config: Config) -> None:
+            self._logs.set_level(config.log.level)
+            for direction, kib in (
+                (bandwidth.sent, config.limits.upload_kib_per_s),
+                (bandwidth.received, config.limits.download_kib_per_s),
+            ):
+                direction.bytes_per_s = None if kib is None else kib * 1024.0
+
+        heed(self.settings.config)
+        self.settings.on_change.append(heed)
 
     async def _join(self, dht: Dht) -> None:
         """Enter the network, for which nobody who says stop has to wait."""

@@ -19,12 +19,18 @@ async def forever(name: str, service: Callable[[], Awaitable[None]]) -> None:
     raise ServiceEnded(name)
 
 
-async def stop_on_signal(
-    stop: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def heed_signals(
+    stop: Callable[[], None],
+    reload: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Call ``stop`` at the first SIGTERM or SIGINT and at each one after it, until cancelled."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Call ``stop`` at each SIGTERM or SIGINT and ``reload`` at each SIGHUP, until cancelled."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
+            if number == signal.SIGHUP:
+                reload()
+                continue
             logger.info("node.stop_asked", signal=signal.Signals(number).name)
             stop()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config_sources import Setting
 
 UNITS_PER_CREDIT = 10**9
 SHORT_ID_CHARS = 10
@@ -390,6 +394,31 @@ def losses_parts(losses: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     names = {"mixture": "mixture", "best_single": "best single expert", "uniform_average": "uniform average"}
     rows = [[shown, f"{losses[name]:.3f}"] for name, shown in names.items()]
     return [Table("Held-out loss", ("of", ">bits per byte"), rows)]
+
+
+def settings_answer(settings: Iterable[Setting]) -> dict[str, Any]:
+    """Settings as `GET /v1/config` answers them."""
+    return {
+        "settings": [
+            {
+                "key": one.key,
+                "value": one.value,
+                "source": one.source,
+                "is_live": one.is_live,
+                "description": one.description,
+            }
+            for one in settings
+        ]
+    }
+
+
+def config_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/config."""
+    rows = [
+        [one["key"], json.dumps(one["value"], ensure_ascii=False), one["source"], "yes" if one["is_live"] else "no"]
+        for one in found["settings"]
+    ]
+    return [Table("Configuration", ("key", "value", "from", "live"), rows)]
 
 
 def log_text(line: Mapping[str, Any]) -> str:

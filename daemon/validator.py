@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,16 @@ import trio
 from moed.consensus.state import read_neurons
 from moed.models.errors import ModelRefused, NotEnoughAnswers
 from moed.models.evaluation import held_out_losses, held_out_plans
+from moed.models.experts import BYTE_VALUES
 from moed.models.generation import Completion, SamplingConfig
-from moed.models.plans import Plan
+from moed.models.plans import Mixed, Plan
 from moed.models.validation import ValidatorBrain
 from moed.protocol.codec import convert_record
 from moed.protocol.identity import NodeId
 
 from .chain import Chain
 from .control.api import ControlRefused
+from .control.tensors import MAX_FORWARD_ROWS
 from .discovery import Discovery
 from .forwarding import CompletionRequest
 from .network.calls import Call, Handler, Refused, Reply
@@ -94,7 +97,7 @@ class Validator:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may ask of a validator."""
-        return {"mixture.complete": self._serve_completion}
+        return {"mixture.complete": self._serve_completion, "mixture.forward": self._serve_forward}
 
     async def run(self) -> None:
         """Learn and rank until cancelled."""
@@ -261,33 +264,72 @@ class Validator:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         await self._meet()
         while not completion.done:
-            context = completion.context()
-            async with self._brain_is_free:
-                try:
-                    route = self._brain.route(context, reachable=set(self.candidates()))
-                except NotEnoughAnswers as error:
-                    raise _nobody() from error
-            answers = await self._ask(dict.fromkeys(route.uids, context[None]))
-            try:
-                mixed = self._brain.mix(route, context, answers)
-            except NotEnoughAnswers as error:
-                raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
-            for uid, code in mixed.refused.items():
-                logger.warning("validator.answer_refused", uid=uid, code=code)
+            mixed = await self._mix_next(completion.context())
             byte = completion.step(mixed.log_probs)
             yield {"text": decoder.decode(bytes([byte]), final=completion.done), "experts": _by_text(mixed.weights)}
 
-    async def _serve_completion(self, call: Call) -> Reply:
-        """A completion for a peer that has no gate of its own; one at a time for each, a few for all."""
-        request = convert_record(call.body, CompletionRequest)
-        asker = call.peer.node_id
+    async def forward(self, inputs: Tokens) -> tuple[npt.NDArray[np.float32], list[dict[str, float]]]:
+        """Log-probabilities [B, 256] of the byte after each row of ``inputs`` [B, T], and {uid: share} of each row.
+
+        Of long rows the last bytes count, as many as a plan has. Raises `ControlRefused` if no miner answers.
+        """
+        log_probs = np.empty((len(inputs), BYTE_VALUES), dtype=np.float32)
+        shares: list[dict[str, float]] = [{} for _ in inputs]
+        await self._meet()
+
+        async def one(row: int) -> None:
+            mixed = await self._mix_next(inputs[row, -self._brain.config.length :])
+            log_probs[row], shares[row] = mixed.log_probs, _by_text(mixed.weights)
+
+        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            for row in range(len(inputs)):
+                nursery.start_soon(one, row)
+        return log_probs, shares
+
+    async def _mix_next(self, context: Tokens) -> Mixed:
+        """The mixture's distribution of the byte after ``context``. Raises `ControlRefused` if no miner answers."""
+        async with self._brain_is_free:
+            try:
+                route = self._brain.route(context, reachable=set(self.candidates()))
+            except NotEnoughAnswers as error:
+                raise _nobody() from error
+        answers = await self._ask(dict.fromkeys(route.uids, context[None]))
+        try:
+            mixed = self._brain.mix(route, context, answers)
+        except NotEnoughAnswers as error:
+            raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
+        for uid, code in mixed.refused.items():
+            logger.warning("validator.answer_refused", uid=uid, code=code)
+        return mixed
+
+    async def _serve_forward(self, call: Call) -> Reply:
+        """A forward of the mixture for a peer that has no gate of its own, with the bounds of completions."""
+        inputs = call.tensors[0] if len(call.tensors) == 1 else None
+        if inputs is None or inputs.dtype != np.uint8 or inputs.ndim != 2 or not 1 <= len(inputs) <= MAX_FORWARD_ROWS:
+            raise Refused("bad_tensor", f"inputs are one uint8 tensor [B, T] of at most {MAX_FORWARD_ROWS} rows")
+        with self._completing_for(call.peer.node_id):
+            try:
+                log_probs, shares = await self.forward(inputs)
+            except ControlRefused as error:
+                raise Refused(error.code, error.message) from error
+        return Reply(shares, [log_probs])
+
+    @contextmanager
+    def _completing_for(self, asker: NodeId) -> Iterator[None]:
+        """One of the few places for other nodes' questions; one at a time for each."""
         if asker in self._completing or len(self._completing) >= MAX_PEERS_COMPLETIONS:
             raise Refused("busy", "a completion is under way; ask again when it is done")
         self._completing.add(asker)
         try:
-            return await self._complete_for_peer(request)
+            yield
         finally:
             self._completing.discard(asker)
+
+    async def _serve_completion(self, call: Call) -> Reply:
+        """A completion for a peer that has no gate of its own."""
+        request = convert_record(call.body, CompletionRequest)
+        with self._completing_for(call.peer.node_id):
+            return await self._complete_for_peer(request)
 
     async def _complete_for_peer(self, request: CompletionRequest) -> Reply:
         answer = self.complete(

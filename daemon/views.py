@@ -6,6 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moed import __version__
 from moed.consensus.blocks import decode_block, decode_commit
 from moed.consensus.explain import explain_reward
@@ -41,6 +44,8 @@ class Mixture(Protocol):
     ) -> AsyncIterator[dict[str, Any]]: ...
 
     async def losses(self) -> dict[str, Any]: ...
+
+    async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]: ...
 
 
 class NodeView:
@@ -90,12 +95,14 @@ class NodeView:
             "role": self._role,
             "uid": read_account(head.state, self._identity.public_key).uid,
             "height": head.height,
+            "best_known_height": self._chain.best_known_height,
             "state_root": head.state_root.hex(),
             "epoch": totals.epoch,
             "tempo": head.params.tempo,
             "peers": len(self._peers.connected()),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "ready": self.is_ready,
+            "synced": self.is_ready and self._chain.height >= self._chain.best_known_height,
         }
 
     async def peers(self) -> list[dict[str, Any]]:
@@ -239,6 +246,9 @@ class NodeView:
 
     async def losses(self) -> dict[str, Any]:
         return await self._mixture.losses()
+
+    async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
+        return await self._mixture.forward(inputs)
 
     async def dht_get(self, key: str) -> dict[str, Any]:
         return await self._dht.get(key)

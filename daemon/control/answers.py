@@ -53,6 +53,33 @@ class LogsQuestion(_Question, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error", "critical"] = "debug"
 
 
+class EventsQuestion(_Question, frozen=True, kw_only=True):
+    """Which events: those numbered above ``since``, or the last ``tail``, whose names match one of ``names``.
+
+    ``names`` are patterns with commas between them: ``chain.*,node.ready``. With ``follow`` the answer is a stream of
+    server-sent events, each with its number as id, so that a client goes on after the last one that it saw.
+    """
+
+    follow: bool = False
+    since: Annotated[int, Meta(ge=0)] = 0
+    tail: Annotated[int, Meta(ge=0, le=MAX_LOG_LINES)] | None = None
+    names: Annotated[str, Meta(min_length=1, max_length=1024)] = "*"
+    level: Literal["debug", "info", "warning", "error", "critical"] = "debug"
+
+
+class SqlQuestion(_Question, frozen=True, kw_only=True):
+    """One SELECT over the tables of the node; `daemon.sql_view.TABLES` has them, and so has ``moectl sql --tables``."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=65536)]
+
+
+class SettingQuestion(_Question, frozen=True, kw_only=True):
+    """A live key and its new value, until the next reload or start."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=128)]
+    value: int | float | str | bool | None
+
+
 class CompleteQuestion(_Question, frozen=True, kw_only=True):
     """A text to continue. ``temperature`` 0 takes the likeliest byte each time; ``seed`` makes a draw repeatable.
 
@@ -99,10 +126,12 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True):
     role: str
     uid: int | None
     height: int
+    best_known_height: int
     state_root: Hex
     peers: int
     uptime_s: float
     ready: bool
+    synced: bool
 
 
 class PeerRow(_Answer, frozen=True, kw_only=True):
@@ -239,6 +268,58 @@ class LogsAnswer(_Answer, frozen=True, kw_only=True):
     lines: list[dict[str, Any]]
     dropped: int
     last: int
+
+
+class EventsAnswer(_Answer, frozen=True, kw_only=True):
+    """Events, how many older ones are gone, and the number to go on after."""
+
+    events: list[dict[str, Any]]
+    dropped: int
+    last: int
+
+
+class SqlAnswer(_Answer, frozen=True, kw_only=True):
+    """Rows in the order of ``columns``; ``truncated`` where there were more than one answer holds."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+    took_ms: float
+
+
+class SettingRow(_Answer, frozen=True, kw_only=True):
+    """One key: its value now, where that is from, and whether a running daemon takes a change over."""
+
+    key: str
+    value: Any
+    source: str
+    is_live: bool
+    description: str
+
+
+class ConfigAnswer(_Answer, frozen=True, kw_only=True):
+    """Every key of the configuration."""
+
+    settings: list[SettingRow]
+
+
+class ReloadAnswer(_Answer, frozen=True, kw_only=True):
+    """Keys that count from now on, and keys that wait for the next start."""
+
+    changed: list[str]
+    waiting_for_restart: list[str]
+
+
+class ResourcesAnswer(_Answer, frozen=True, kw_only=True):
+    """What the daemon takes of its machine, each beside its limit where there is one."""
+
+    memory: dict[str, int | None]
+    disk: dict[str, int | None]
+    files: dict[str, int]
+    cpu: dict[str, float]
+    gpu: dict[str, float]
+    network: dict[str, int | None]
+    loop_lag_ms: dict[str, float]
 
 
 class DhtGetAnswer(_Answer, frozen=True, kw_only=True):

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
 
-from moed.daemon.log_ring import LogRing
+from moed.daemon.logs import Logs
 
 from . import answers
+from .answers import StatusAnswer
 from .credentials import Access
 from .metrics import ControlMetrics
 
@@ -63,6 +67,10 @@ class ControlPlane(Protocol):
 
     async def doctor(self) -> dict[str, Any]: ...
 
+    async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
+        """Log-probabilities [B, 256] of the byte after each row of ``inputs`` [B, T], and {uid: share} of each row."""
+        ...
+
     def complete(
         self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
     ) -> AsyncIterator[dict[str, Any]]:
@@ -76,13 +84,33 @@ class ControlPlane(Protocol):
         ...
 
 
+class Desk(Protocol):
+    """What a daemon lets its operator see and change; each may raise `ControlRefused`."""
+
+    def config(self) -> dict[str, Any]: ...
+
+    def change(self, key: str, value: Any) -> dict[str, Any]: ...
+
+    def reload(self) -> dict[str, Any]: ...
+
+    def resources(self) -> dict[str, Any]: ...
+
+    async def sql(self, query: str, registry: CollectorRegistry) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What handlers may use."""
 
     plane: ControlPlane
-    ring: LogRing
+    desk: Desk
+    logs: Logs
     metrics: ControlMetrics
+
+    async def refresh_metrics(self) -> None:
+        """Take the node's standing into the metrics, as it is now."""
+        status = msgspec.convert(await self.plane.status(), StatusAnswer)
+        self.metrics.take(status, self.desk.resources(), self.logs.limiter.left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +119,9 @@ class Ask:
 
     question: Any
     wants_events: bool = False
+    last_event: int | None = None
+    """The number that a client of events gives to go on after it (``Last-Event-ID``)."""
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +159,8 @@ class Route:
     is_heavy: bool = False
     has_events: bool = False
     content_type: str = "application/json"
+    is_cbor: bool = False
+    """Whether the request's body is CBOR, which the handler reads by itself."""
 
     @property
     def name(self) -> str:

@@ -95,7 +95,12 @@ class Dispatcher:
             self._services.metrics.count_request(route.name, status, trio.current_time() - started)
 
     async def _ask(self, route: Route, head: Head, body: bytes, held: AsyncExitStack) -> Answer:
-        ask = Ask(_question(route, head, body), EVENT_STREAM in head.headers.get("accept", ""))
+        ask = Ask(
+            _question(route, head, body),
+            EVENT_STREAM in head.headers.get("accept", ""),
+            _last_event(head),
+            body if route.is_cbor else b"",
+        )
         if route.is_heavy:
             held.enter_context(self._place())
         answer = await route.handler(self._services, ask)
@@ -163,6 +168,12 @@ def _question(route: Route, head: Head, body: bytes) -> msgspec.Struct:
     except msgspec.ValidationError as error:
         fields = ", ".join(route.question.__struct_fields__) or "no parameters"
         raise ControlRefused(400, "bad_request", str(error), f"{route.path} takes {fields}") from None
+
+
+def _last_event(head: Head) -> int | None:
+    """Where a client of events that lost its connection goes on."""
+    text = head.headers.get("last-event-id", "")
+    return int(text[:20]) if text.isascii() and text.isdigit() else None
 
 
 def _bug(route: Route, error: Exception) -> ControlRefused:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -38,6 +42,16 @@ class ControlMetrics:
         )
         self._connections = Gauge("moed_control_connections", "Open connections on the socket", registry=registry)
         self._height = Gauge("moed_chain_height", "Height of the last final block", registry=registry)
+        self._lag = Gauge("moed_chain_lag_blocks", "Blocks that peers have and this node has not", registry=registry)
+        self._used = Gauge("moed_used_bytes", "Memory and disk that the daemon takes", ["what"], registry=registry)
+        self._limit = Gauge("moed_limit_bytes", "What it may take of them", ["what"], registry=registry)
+        self._traffic = Gauge(
+            "moed_session_traffic_bytes", "Bytes over sessions since the start", ["direction"], registry=registry
+        )
+        self._loop_lag = Gauge("moed_loop_lag_seconds", "Longest delay of the event loop lately", registry=registry)
+        self._left_out = Gauge(
+            "moed_log_lines_left_out", "Log lines left out because there were too many", ["event"], registry=registry
+        )
         self._peers = Gauge("moed_peers", "Peers with a session", registry=registry)
         self._ready = Gauge("moed_ready", "1 when the node can be used", registry=registry)
         self._uptime = Gauge("moed_uptime_seconds", "Time since the start", registry=registry)
@@ -56,9 +70,10 @@ class ControlMetrics:
         """One connection less is open."""
         self._connections.dec()
 
-    def render(self, status: StatusAnswer) -> bytes:
-        """The text for Prometheus, with the node's standing as ``status`` says."""
+    def take(self, status: StatusAnswer, resources: Mapping[str, Any], left_out: Mapping[str, int]) -> None:
+        """Set the node's standing as ``status`` and ``resources`` say, and the log lines that were left out."""
         self._height.set(status.height)
+        self._lag.set(max(status.best_known_height - status.height, 0))
         self._peers.set(status.peers)
         self._ready.set(status.ready)
         self._uptime.set(status.uptime_s)
@@ -71,4 +86,16 @@ class ControlMetrics:
                 "uid": "" if status.uid is None else str(status.uid),
             }
         )
+        for what in ("memory", "disk"):
+            self._used.labels(what).set(resources[what]["used_bytes"])
+            limit = resources[what]["limit_bytes"]
+            self._limit.labels(what).set(math.inf if limit is None else limit)
+        for direction in ("sent", "received"):
+            self._traffic.labels(direction).set(resources["network"][f"{direction}_bytes"])
+        self._loop_lag.set(resources["loop_lag_ms"]["max"] / 1000)
+        for name, count in left_out.items():
+            self._left_out.labels(name).set(count)
+
+    def render(self) -> bytes:
+        """The text for Prometheus."""
         return generate_latest(self.registry)

@@ -33,6 +33,12 @@ def describe(routes: Iterable[Route], version: str) -> dict[str, Any]:
             "description": f"Who may: {route.access.name.lower()} and above.",
             "responses": {"200": _success(route, schema_of[id(route.answer)]), "default": refusal},
         }
+        if route.is_cbor:
+            body = {
+                "required": True,
+                "content": {route.content_type: {"schema": {"type": "string", "format": "binary"}}},
+            }
+            operation["requestBody"] = body
         if route.question is not NoQuestion:
             operation |= _question(route, components)
         paths.setdefault(route.path, {})[route.method.lower()] = operation

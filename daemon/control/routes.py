@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from moed import __version__
-from moed.daemon.log_ring import LogRing
-from moed.daemon.logs import LEVELS
 
 from . import answers
 from . import openai_shapes as shapes
-from .api import Answer, Ask, Body, Events, Route, Services, event, json_body
+from .api import Answer, Ask, Body, Route, Services, json_body
 from .completions import complete
 from .credentials import Access
 from .metrics import CONTENT_TYPE
 from .openai import chat_completions, completions, list_models, show_model
 from .openapi import describe
+from .operator import reload_config, resources, set_config, show_config, sql
+from .streams import events, logs
+from .tensors import CBOR, forward
 
 
 async def _status(services: Services, _ask: Ask) -> Answer:
@@ -79,37 +78,12 @@ async def _stop(services: Services, _ask: Ask) -> Answer:
 
 
 async def _metrics(services: Services, _ask: Ask) -> Answer:
-    status = msgspec.convert(await services.plane.status(), answers.StatusAnswer)
-    return Body(services.metrics.render(status), CONTENT_TYPE)
+    await services.refresh_metrics()
+    return Body(services.metrics.render(), CONTENT_TYPE)
 
 
 async def _openapi(_services: Services, _ask: Ask) -> Answer:
     return json_body(describe(ROUTES.values(), __version__))
-
-
-async def _logs(services: Services, ask: Ask) -> Answer:
-    question: answers.LogsQuestion = ask.question
-    level = LEVELS[question.level]
-    after = question.since
-    if question.tail is not None:
-        after = max(after, services.ring.before_last(question.tail, level=level))
-    if question.follow or ask.wants_events:
-        return Events(_follow(services.ring, after, level), is_endless=True)
-    batch = services.ring.read(after, level=level, limit=answers.MAX_LOG_LINES)
-    lines = [msgspec.Raw(line.json) for line in batch.lines]
-    return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
-
-
-async def _follow(ring: LogRing, after: int, level: int) -> AsyncGenerator[bytes]:
-    """Every line above ``after``, for ever. A reader that fell behind the ring is told what it missed."""
-    while True:
-        batch = ring.read(after, level=level)
-        if batch.dropped:
-            yield event({"dropped": batch.dropped}, name="dropped")
-        for line in batch.lines:
-            yield event(line.json, name="log", number=line.sequence)
-        after = batch.last
-        await ring.wait_beyond(after)
 
 
 _TABLE = (
@@ -154,8 +128,28 @@ _TABLE = (
         "POST", "/v1/losses", "Measure the mixture on held-out text", _losses, answers.LossesAnswer, is_heavy=True
     ),
     Route(
-        "GET", "/v1/logs", "The daemon's last log lines, or all as they come", _logs,
+        "GET", "/v1/logs", "The daemon's last log lines, or all as they come", logs,
         answers.LogsAnswer, answers.LogsQuestion, has_events=True,
+    ),
+    Route(
+        "GET", "/v1/events", "What happened, or all that happens, numbered", events,
+        answers.EventsAnswer, answers.EventsQuestion, has_events=True,
+    ),
+    Route("GET", "/v1/config", "Every setting, its value and source", show_config, answers.ConfigAnswer),
+    Route(
+        "POST", "/v1/config/set", "Change a live setting until the next reload", set_config,
+        answers.ConfigAnswer, answers.SettingQuestion, access=Access.ADMIN,
+    ),
+    Route(
+        "POST", "/v1/config/reload", "Read the configuration file again", reload_config,
+        answers.ReloadAnswer, access=Access.ADMIN,
+    ),
+    Route("POST", "/v1/sql", "One SELECT over what the node keeps", sql, answers.SqlAnswer, answers.SqlQuestion,
+          is_heavy=True),
+    Route("GET", "/v1/resources", "What the daemon takes of its machine", resources, answers.ResourcesAnswer),
+    Route(
+        "POST", "/v1/mixture/forward", "Next-byte log-probabilities of the mixture, in CBOR", forward, bytes,
+        is_heavy=True, content_type=CBOR, is_cbor=True,
     ),
     Route("GET", "/v1/metrics", "Metrics for Prometheus", _metrics, str, content_type="text/plain"),
     Route("POST", "/v1/stop", "Stop the daemon in order", _stop, answers.StopAnswer, access=Access.ADMIN),

@@ -15,10 +15,10 @@ import structlog
 import trio
 
 from moed.daemon.errors import AlreadyRunning, SocketError
-from moed.daemon.log_ring import LogRing
+from moed.daemon.logs import Logs
 from moed.daemon.places import MAX_SOCKET_PATH_BYTES
 
-from .api import ControlPlane, ControlRefused, Services
+from .api import ControlPlane, ControlRefused, Desk, Services
 from .connection import ClientGone, Connection, DrainGate
 from .credentials import Access, AccessRules, Caller
 from .dispatch import Dispatcher
@@ -41,7 +41,8 @@ class ControlServer:
         self,
         socket_path: Path,
         plane: ControlPlane,
-        ring: LogRing,
+        desk: Desk,
+        logs: Logs,
         *,
         metrics: ControlMetrics | None = None,
         rules: AccessRules | None = None,
@@ -49,7 +50,7 @@ class ControlServer:
         """``metrics`` is given where other parts add theirs to its registry; ``rules`` default to this process's."""
         self._path = socket_path
         self._metrics = metrics or ControlMetrics()
-        self._dispatcher = Dispatcher(Services(plane, ring, self._metrics))
+        self._dispatcher = Dispatcher(Services(plane, desk, logs, self._metrics))
         self._rules = rules or AccessRules.of_this_process()
         self._gate = DrainGate()
         self._open = 0

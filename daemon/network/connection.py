@@ -31,6 +31,7 @@ from moed.protocol.session_events import (
     SessionOpened,
 )
 
+from .bandwidth import Bandwidth
 from .errors import DialFailed
 from .line import Line
 from .outbound import OutboundCalls
@@ -87,6 +88,7 @@ class Connection:
         counters: NetworkCounters,
         serving: Callable[[Connection], Serving],
         receipts: Receipts | None = None,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         self.session = session
         self.address = address
@@ -104,7 +106,7 @@ class Connection:
         self._limits = limits
         self._counters = counters
         self._serving = serving(self)
-        self._line = Line(stream) if isinstance(stream, trio.SocketStream) else None
+        self._line = Line(stream, bandwidth or Bandwidth()) if isinstance(stream, trio.SocketStream) else None
         self._wake = trio.Event()
         self._is_writer_waiting = False
         self._may_be_readable = True  # False once a read has emptied the socket

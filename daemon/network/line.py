@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .bandwidth import MAX_PIECE_BYTES, Bandwidth
+
 if TYPE_CHECKING:
     from moed.protocol.aead import Buffer
 
@@ -22,7 +24,8 @@ _NOT_SENT_BYTES = 512 << 10
 class Line:
     """The descriptor of a `trio.SocketStream`, which stays the owner and is closed by its owner."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, bandwidth: Bandwidth) -> None:
+        self._sent, self._received = bandwidth.sent, bandwidth.received
         self._owner = stream.socket
         # a second object on the same descriptor; `release` lets go of it before the owner closes it
         self._socket = socket.socket(fileno=stream.socket.fileno())
@@ -31,25 +34,42 @@ class Line:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _NOT_SENT_BYTES)
 
     def send_nowait(self, buffer: Buffer) -> int:
-        """Send what the kernel takes now, perhaps nothing. Raises OSError."""
+        """Send what the kernel and the rate take now, perhaps nothing. Raises OSError."""
+        if self._sent.bytes_per_s is not None:
+            if not self._sent.is_free:
+                return 0
+            buffer = memoryview(buffer)[:MAX_PIECE_BYTES]
         try:
-            return self._socket.send(buffer)
+            count = self._socket.send(buffer)
         except BlockingIOError:
             return 0
+        self._sent.count(count)
+        return count
 
     def receive_nowait(self, space: memoryview) -> int | None:
-        """Read into ``space``: the bytes read, 0 at the stream's end, None if nothing is there. Raises OSError."""
+        """Read into ``space``: the bytes read, 0 at the stream's end, None if nothing is there yet, or may be taken.
+
+        Raises OSError.
+        """
+        if self._received.bytes_per_s is not None:
+            if not self._received.is_free:
+                return None
+            space = space[:MAX_PIECE_BYTES]
         try:
-            return self._socket.recv_into(space)
+            count = self._socket.recv_into(space)
         except BlockingIOError:
             return None
+        self._received.count(count)
+        return count
 
     async def wait_writable(self) -> None:
-        """Wait until the kernel takes more."""
+        """Wait until the rate and the kernel take more."""
+        await self._sent.wait_free()
         await trio.lowlevel.wait_writable(self._owner)
 
     async def wait_readable(self) -> None:
-        """Wait until there is something to read."""
+        """Wait until there is something to read, and the rate lets us."""
+        await self._received.wait_free()
         await trio.lowlevel.wait_readable(self._owner)
 
     def release(self) -> None:

@@ -21,6 +21,7 @@ from moed.protocol.receipts import session_name
 from moed.protocol.session import Session
 from moed.protocol.tensors import Codec
 
+from .bandwidth import Bandwidth
 from .calls import Call, Handler, Method, Receipts, Refused, Reply
 from .connection import Connection
 from .door import Door, Pace, accept_forever, address_of
@@ -181,6 +182,7 @@ class Peers:
         on_disconnected: Callable[[Peer], None] | None = None,
         receipts: Receipts | None = None,
     ) -> None:
+        self.bandwidth = Bandwidth()
         self._receipts = receipts
         self.counters = NetworkCounters()
         self._identity = identity
@@ -355,6 +357,7 @@ class Peers:
             counters=self.counters,
             serving=lambda connection: Serving(connection, self._methods, self._limits, self.counters, self._receipts),
             receipts=self._receipts,
+            bandwidth=self.bandwidth,
         )
 
     def _screen(self, first: memoryview, size: int) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from moed.daemon.config import Config, load_config, write_default
 from moed.daemon.config_example import render_default, toml_value
-from moed.daemon.config_sections import ExpertSection, NodeSection, Sections, TextDomain
+from moed.daemon.config_sections import PLAIN_SECTIONS, ExpertSection, NodeSection, Sections, TextDomain
 from moed.daemon.errors import EXIT_USAGE, ConfigError
 from moed.models.corpora import DOMAINS
 
@@ -61,14 +61,14 @@ def test_every_default_in_the_example_is_the_real_one(tmp_path: Path) -> None:
     live = re.sub(r"^#(?=\[|\w+ = )", "", render_default({}), flags=re.MULTILINE)
     config = read(tmp_path, live)
     assert config.experts == (ExpertSection(name="prose", domain="prose"),)
-    for name in ("node", "log", "compute", "validator"):
+    for name, _ in PLAIN_SECTIONS:
         assert getattr(config, name) == getattr(Sections(), name)
 
 
 def test_every_key_stands_in_the_example() -> None:
     """No section has a key that the written file does not explain."""
     text = render_default({})
-    for section in (type(getattr(Sections(), name)) for name in ("node", "log", "compute", "validator")):
+    for section in (type(getattr(Sections(), name)) for name, _ in PLAIN_SECTIONS):
         for field in section.__struct_fields__:
             assert re.search(rf"^# .*\n#?{field} =", text, re.MULTILINE), field
 

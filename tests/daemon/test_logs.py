@@ -15,6 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moed.daemon.log_limiter import MAX_ABOUT_ALL, MAX_ABOUT_ONE, MAX_SUBJECTS, WINDOW_S, LogLimiter
 from moed.daemon.log_ring import LogRing
 from moed.daemon.logs import LEVELS, MAX_TRACEBACK_CHARS, MAX_VALUE_CHARS, bound_and_redact, configure_logging
 
@@ -238,3 +239,38 @@ def test_an_append_after_the_followers_run_is_over_is_kept() -> None:
     trio.run(wait_a_moment)
     ring.append(20, {"event": "node.stopped"})
     assert ring.last == 1
+
+
+def test_one_dead_peer_does_not_fill_the_journal() -> None:
+    """Ten lines of one event about one peer in a minute; the next that passes says how many were left out."""
+    now = [0.0]
+    limiter = LogLimiter(lambda: now[0])
+    event = {"event": "session.closed", "peer": "ab"}
+    admitted = [limiter.admit(event) for _ in range(14_000)]
+    assert admitted[:MAX_ABOUT_ONE] == [0] * MAX_ABOUT_ONE
+    assert set(admitted[MAX_ABOUT_ONE:]) == {None}
+    assert limiter.admit({"event": "session.closed", "peer": "cd"}) == 0
+    assert limiter.admit({"event": "session.opened", "peer": "ab"}) == 0
+    now[0] += WINDOW_S
+    assert limiter.admit(event) == 14_000 - MAX_ABOUT_ONE
+    assert limiter.admit(event) == 0
+    assert limiter.left_out == {"session.closed": 14_000 - MAX_ABOUT_ONE}
+
+
+def test_many_strangers_do_not_fill_it_either() -> None:
+    """Each has a name of its own; the event as a whole is bounded, and so is the memory."""
+    limiter = LogLimiter(lambda: 0.0)
+    admitted = [limiter.admit({"event": "door.refused", "host": number}) for number in range(3 * MAX_SUBJECTS)]
+    assert sum(left_out is not None for left_out in admitted) == MAX_ABOUT_ALL
+    assert len(limiter._windows) <= MAX_SUBJECTS
+
+
+def test_debug_lines_come_in_full() -> None:
+    """Who turns debug on wants them all; from info on the limit holds, and says so in the next line."""
+    logs = configure_logging("debug", stream=StringIO())
+    for _ in range(MAX_ABOUT_ALL + 5):
+        structlog.get_logger().debug("a.detail")
+        structlog.get_logger().info("a.fact")
+    events = [json.loads(line.json)["event"] for line in logs.ring.read(0, limit=1000).lines]
+    assert events.count("a.detail") == MAX_ABOUT_ALL + 5
+    assert events.count("a.fact") == MAX_ABOUT_ALL

@@ -18,26 +18,33 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import structlog
 import trio
+from numpy.typing import NDArray
 
 from moed import __version__
 from moed.consensus.explain import explain_reward
 from moed.consensus.state import read_account
 from moed.consensus.transactions import Transfer
 from moed.consensus.transition import Head
+from moed.daemon.config import load_config, write_default
 from moed.daemon.control.api import ControlRefused
 from moed.daemon.control.credentials import AccessRules
 from moed.daemon.control.server import ControlServer
+from moed.daemon.desk import OperatorDesk
 from moed.daemon.dht_view import DhtView
+from moed.daemon.limits_watch import LimitsWatch
 from moed.daemon.logs import Logs, configure_logging
 from moed.daemon.network.peers import Peers
 from moed.daemon.network.reach import Reach
 from moed.daemon.reward_answer import reward_answer
+from moed.daemon.settings import Settings
+from moed.daemon.store import Store
 from moed.protocol.identity import node_id_of
 from moed.protocol.records import PeerRecord
 
-from .chains import grow, key, make_genesis, signed
+from .chains import grow, key, make_genesis, sign_commit, signed
 from .dht_nodes import NETWORK_ID, LoopbackNode, loopback_nodes
 from .epochs import two_validators_two_miners
 
@@ -98,10 +105,12 @@ class SmallNode:
             "role": "validator",
             "uid": read_account(self.head.state, key(1).public_key).uid,
             "height": self.head.height,
+            "best_known_height": self.head.height,
             "state_root": self.head.state_root.hex(),
             "peers": 1,
             "uptime_s": trio.current_time() - self._started,
             "ready": True,
+            "synced": True,
         }
 
     async def peers(self) -> list[dict[str, Any]]:
@@ -216,6 +225,19 @@ class SmallNode:
         finally:
             self.running -= 1
 
+    async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
+        log_probs = np.full((len(inputs), 256), -np.inf, dtype=np.float32)
+        rows: list[dict[str, float]] = []
+        for row, context in enumerate(inputs):
+            text = context.tobytes().decode("latin-1")
+            chances = [
+                sum(model.chance(text, chr(byte)) for model in self.models.values()) / len(self.models)
+                for byte in range(256)
+            ]
+            log_probs[row] = np.log(np.array(chances) / sum(chances))
+            rows.append({uid: 1 / len(self.models) for uid in self.models})
+        return log_probs, rows
+
     async def losses(self) -> dict[str, Any]:
         each = [self._loss([model]) for model in self.models.values()]
         mixture = self._loss(list(self.models.values()))
@@ -228,6 +250,22 @@ class SmallNode:
             for at in range(ORDER, len(HELD_OUT))
         ]
         return sum(bits) / len(bits)
+
+
+def small_desk(node: SmallNode, folder: Path) -> OperatorDesk:
+    """The operator's side of ``node``, over a home that it makes in ``folder``: a configuration and its chain."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_default(folder / "config.toml", port=4811)
+    settings = Settings(load_config(folder, environ={}), environ={})
+    settings.on_change.append(lambda config: node.logs.set_level(config.log.level))
+    head = Head.at_genesis(node.head.genesis)
+    with Store(folder / "chain.db", head.genesis) as store:
+        for block in node.blocks:
+            executed, commit = head.execute(block), sign_commit(head.genesis, block, [key(1), key(2)])
+            store.append(executed, commit)
+            head.advance(executed, commit)
+    watch = LimitsWatch(lambda: settings.config, traffic=lambda: {"sent": 0, "received": 0})
+    return OperatorDesk(settings, folder / "chain.db", watch.resources)
 
 
 async def small_discovery(nodes: list[LoopbackNode], nursery: trio.Nursery) -> DhtView:
@@ -267,7 +305,8 @@ def daemon_thread(socket_path: Path, rules: AccessRules | None = None) -> Iterat
             async with loopback_nodes(2) as nodes, trio.open_nursery() as requests:
                 async with trio.open_nursery() as doors:
                     node.discovery = await small_discovery(nodes, doors)
-                    await doors.start(ControlServer(socket_path, node, logs.ring, rules=rules).run, requests)
+                    desk = small_desk(node, socket_path.with_name(f"{socket_path.name}-home"))
+                    await doors.start(ControlServer(socket_path, node, desk, logs, rules=rules).run, requests)
                     structlog.get_logger().info("node.ready", node_id=key(1).node_id)
                     ready.set()
                     await node.stopped.wait()

@@ -20,7 +20,7 @@ from moed.daemon.control.api import MAX_HEAVY_REQUESTS
 from moed.daemon.control.server import MAX_CONNECTIONS, ControlServer, open_control_socket
 from moed.daemon.errors import AlreadyRunning, SocketError
 from moed.daemon.logs import Logs
-from support.control_plane import SmallNode, logs_in_memory
+from support.control_plane import SmallNode, logs_in_memory, small_desk
 from support.http_requests import code_of, get, parse
 
 COMPLETE = '{"prompt":"The import sta","max_bytes":3}'
@@ -38,7 +38,8 @@ async def serving(
 
         async def open_doors(task_status: trio.TaskStatus[None]) -> None:
             with doors:
-                await ControlServer(path, node, logs.ring).run(requests, task_status=task_status)
+                desk = small_desk(node, path.with_name("home"))
+                await ControlServer(path, node, desk, logs).run(requests, task_status=task_status)
 
         async with trio.open_nursery() as requests:
             await requests.start(open_doors)
@@ -207,7 +208,7 @@ async def test_a_follower_that_stops_reading_is_let_go(tmp_path: Path, autojump_
     async with serving(path) as (node, _doors), dialled(path, get("/v1/logs?follow")) as stream:
         await trio.testing.wait_all_tasks_blocked()
         for number in range(2000):
-            structlog.get_logger().info("noise.made", number=number, filling="x" * 1000)
+            structlog.get_logger().debug("noise.made", number=number, filling="x" * 1000)
         await trio.sleep(connection_module.SEND_TIMEOUT_S + connection_module.LINGER_S + 1)
         try:
             told = await read_all(stream)

@@ -1,0 +1,61 @@
+"""Log lines and events: as they are now, or as they come, for clients that resume where they were."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from moed.daemon.log_ring import LogRing
+from moed.daemon.logs import LEVELS
+
+from . import answers
+from .api import Answer, Ask, Events, Services, event, json_body
+
+
+async def logs(services: Services, ask: Ask) -> Answer:
+    """GET /v1/logs."""
+    question: answers.LogsQuestion = ask.question
+    ring, level = services.logs.ring, LEVELS[question.level]
+    after = question.since if ask.last_event is None else ask.last_event
+    if question.tail is not None:
+        after = max(after, ring.before_last(question.tail, level=level))
+    if question.follow or ask.wants_events:
+        return Events(_follow(ring, after, level, lambda _name: True, "log"), is_endless=True)
+    batch = ring.read(after, level=level, limit=answers.MAX_LOG_LINES)
+    lines = [msgspec.Raw(line.json) for line in batch.lines]
+    return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
+
+
+async def events(services: Services, ask: Ask) -> Answer:
+    """GET /v1/events."""
+    question: answers.EventsQuestion = ask.question
+    ring, level = services.logs.events, LEVELS[question.level]
+    patterns = [pattern.strip() for pattern in question.names.split(",")]
+
+    def is_wanted(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    after = question.since if ask.last_event is None else ask.last_event
+    if question.tail is not None:
+        after = max(after, ring.before_last(question.tail, level=level, is_wanted=is_wanted))
+    if question.follow or ask.wants_events:
+        return Events(_follow(ring, after, level, is_wanted, None), is_endless=True)
+    batch = ring.read(after, level=level, limit=answers.MAX_LOG_LINES, is_wanted=is_wanted)
+    found = [msgspec.Raw(line.json) for line in batch.lines]
+    return json_body({"events": found, "dropped": batch.dropped, "last": batch.last})
+
+
+async def _follow(
+    ring: LogRing, after: int, level: int, is_wanted: Callable[[str], bool], name: str | None
+) -> AsyncGenerator[bytes]:
+    """Every line above ``after``, for ever, under ``name`` or its own. Who fell behind is told what it missed."""
+    while True:
+        batch = ring.read(after, level=level, is_wanted=is_wanted)
+        if batch.dropped:
+            yield event({"dropped": batch.dropped}, name="dropped")
+        for line in batch.lines:
+            yield event(line.json, name=name or line.name, number=line.sequence)
+        after = batch.last
+        await ring.wait_beyond(after)

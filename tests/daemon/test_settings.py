@@ -1,0 +1,94 @@
+"""Where values are from, and which of them a running daemon takes over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moed.daemon.config import load_config, read_text
+from moed.daemon.config_sources import Setting
+from moed.daemon.errors import ConfigError
+from moed.daemon.settings import Settings, explain
+
+TEXT = '[node]\nport = 4800\n\n[log]\nlevel = "info"\n\n[[experts]]\nname = "mine"\ndomain = "c"\n'
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A folder with a configuration."""
+    (tmp_path / "config.toml").write_text(TEXT)
+    return tmp_path
+
+
+def by_key(settings: list[Setting]) -> dict[str, Setting]:
+    return {one.key: one for one in settings}
+
+
+def test_each_value_says_where_it_is_from(home: Path) -> None:
+    """Default, file with line, environment, command line: each above the one before it."""
+    environ = {
+        "MOED_NODE_PORT": "4900",
+        "MOED_NODE_BOOTSTRAP": '["h:1"]',
+        "MOED_LOG_LEVEL": "error",
+        "MOED_SOCKET": "x",
+    }
+    config = load_config(home, {"log.level": "debug"}, environ=environ)
+    text = read_text(home / "config.toml")
+    found = by_key(explain(config, text, {"log.level": "on the command line"}, environ))
+    assert (found["node.port"].value, found["node.port"].source) == (4900, "environment MOED_NODE_PORT")
+    assert (found["node.bootstrap"].value, config.bootstrap) == (("h:1",), (("h", 1),))
+    assert (found["log.level"].value, found["log.level"].source) == ("debug", "on the command line")
+    assert (found["node.grace_s"].value, found["node.grace_s"].source) == (3.0, "default")
+    assert found["experts[0].name"].source == "config.toml, line 8"
+    in_file = by_key(explain(load_config(home, environ={}), text, environ={}))
+    assert (in_file["node.port"].value, in_file["node.port"].source) == (4800, "config.toml, line 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("MOED_NODE_PROT", "1", "did you mean MOED_NODE_PORT"),
+        ("MOED_NODE_PORT", "0", "in the environment, MOED_NODE_PORT: node.port = 0 is not possible"),
+        ("MOED_NODE_PORT", "many words", "node.port = 'many words' is not possible"),
+        ("MOED_LIMITS_MEMORY_MIB", "1", "64 and more"),
+    ],
+)
+def test_a_wrong_variable_is_named(home: Path, name: str, text: str, words: str) -> None:
+    """As a wrong key in the file would be, with the variable in the file's place."""
+    with pytest.raises(ConfigError, match=words):
+        load_config(home, environ={name: text})
+
+
+def test_a_reload_takes_over_what_is_live(home: Path) -> None:
+    """Live keys count at once, the others are named and stay as they are, also in what is shown."""
+    settings = Settings(load_config(home, environ={}), environ={})
+    heard: list[str] = []
+    settings.on_change.append(lambda config: heard.append(config.log.level))
+    (home / "config.toml").write_text(TEXT.replace("4800", "4801").replace('"info"', '"error"').replace("mine", "m"))
+    done = settings.reload()
+    assert (done.changed, done.waiting) == (("log.level",), ("node.port", "experts"))
+    assert heard == ["error"]
+    assert (settings.config.log.level, settings.config.node.port) == ("error", 4800)
+    shown = by_key(settings.show())
+    assert (shown["log.level"].value, shown["node.port"].value) == ("error", 4800)
+    assert settings.reload().changed == ()
+    assert heard == ["error"]
+
+
+def test_a_reload_of_a_wrong_file_changes_nothing(home: Path) -> None:
+    """The complaint is the same as at a start."""
+    settings = Settings(load_config(home, environ={}), environ={})
+    (home / "config.toml").write_text(TEXT.replace('"info"', '"loud"'))
+    with pytest.raises(ConfigError, match="line 5"):
+        settings.reload()
+    assert settings.config.log.level == "info"
+    assert by_key(settings.show())["log.level"].source == "config.toml, line 5"
+
+
+def test_a_flag_stands_above_a_reload(home: Path) -> None:
+    """What the command line said goes on counting."""
+    settings = Settings(load_config(home, {"log.level": "debug"}, environ={}), {"log.level": "debug"}, environ={})
+    (home / "config.toml").write_text(TEXT.replace('"info"', '"error"'))
+    assert settings.reload().changed == ()
+    assert settings.config.log.level == "debug"
