@@ -22,7 +22,8 @@ The tree:
     │   ├── EvidenceRefused         it is too old, or punished already, or accuses nobody who had a seat
     │   └── NotPermitted            the sender's uid may not do this now
     ├── InvalidBlock            not applied; whoever signed it is at fault
-    └── InvalidCommit           signatures that do not add up to more than two thirds of the stake
+    ├── InvalidCommit           signatures that do not add up to more than two thirds of the stake
+    └── InvalidProof            what is said of the state does not follow from a final block
 """
 
 from __future__ import annotations
@@ -151,3 +152,7 @@ class InvalidBlock(RuleBroken):
 
 class InvalidCommit(RuleBroken):
     """A commit does not prove that more than two thirds of the stake signed this block."""
+
+
+class InvalidProof(RuleBroken):
+    """The proof does not lead from the record to a block that the validators signed; believe nothing in it."""

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from moed.protocol.codec import Record, decode_record, encode_record
+from moed.protocol.errors import Malformed
 from moed.protocol.identity import NodeId, node_id_of
 
 from .params import NonNegative
@@ -182,7 +183,10 @@ def neuron_key(uid: int) -> bytes:
 
 def decode_state_record(key: bytes, value: bytes) -> StateRecord:
     """The record stored under ``key``. Raises `Malformed` if the bytes are not one of that table."""
-    return decode_record(value, _TABLES[key[:1]])
+    table = _TABLES.get(key[:1])
+    if table is None:
+        raise Malformed(f"no table of the state has the key {key[:8].hex()}")
+    return decode_record(value, table)
 
 
 def encode_state(records: Mapping[bytes, StateRecord]) -> dict[bytes, bytes]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from moed.protocol.codec import encode_record
 from moed.protocol.errors import ProtocolError
 
 from .blocks import GENESIS_COMMIT, Block, Commit, Header, check_commit
-from .errors import InvalidBlock, InvalidTransaction, RuleBroken
+from .errors import InvalidBlock, InvalidProof, InvalidTransaction, RuleBroken
 from .genesis import Genesis, genesis_state
 from .ledger import apply
 from .metagraph import ClosedEpoch, close_epoch
 from .params import ChainParams
+from .proofs import StateProof
 from .state import (
     PREVIOUS_VALIDATORS_KEY,
     TOTALS_KEY,
@@ -159,6 +161,14 @@ class Head:
     def check_final(self, block: Block, commit: Commit) -> None:
         """Raise `InvalidCommit` unless ``commit`` makes ``block`` the final one after this head."""
         check_commit(commit, block.header, self.validators, self.network_id)
+
+    def prove(self, key: bytes) -> StateProof:
+        """Proof of what the state after the last block holds under ``key``. Raises `RuleBroken` before the first."""
+        if self.header is None:
+            raise InvalidProof("blocks that a proof can rest on", "at least one", 0)
+        record = self.state.get(key)
+        value = encode_record(record) if record is not None else None
+        return StateProof(header=self.header, commit=self.commit, key=key, value=value, branch=self._tree.prove(key))
 
     def advance(self, executed: Executed, commit: Commit) -> None:
         """Stand on an executed block; ``commit`` was checked or came out of our own rounds."""

@@ -9,37 +9,23 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moed import __version__
 
-from .errors import EXIT_USAGE, ConfigError, NodeError, SimulationFailed
+from .chain_verbs import chain
+from .errors import EXIT_USAGE, ConfigError, SimulationFailed
+from .plain_errors import plain_errors
 
 if TYPE_CHECKING:
     from .tables import Table
 
-P = ParamSpec("P")
 HOME = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVNET_FOLDER = Path(".devnet")
-
-
-def plain_errors(verb: Callable[P, None]) -> Callable[P, None]:
-    """Print a `NodeError` as its one line and exit with its code: the operator gets no traceback."""
-
-    @wraps(verb)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
-        try:
-            verb(*arguments, **options)
-        except NodeError as error:
-            click.echo(f"moed: {error}", err=True)
-            sys.exit(error.exit_code)
-
-    return run
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -148,37 +134,7 @@ def config_show(home: Path, as_json: bool) -> None:
         tables.show(tables.config_parts(found))
 
 
-@moed.group()
-def chain() -> None:
-    """Look after the chain database of a node."""
-
-
-@chain.command()
-@click.option("--home", type=HOME, required=True, help="Folder of the node.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@plain_errors
-def verify(home: Path, as_json: bool) -> None:
-    """Execute every block again from the genesis and compare with what is stored.
-
-    \b
-    moed chain verify --home ~/.moed
-    """
-    from .errors import StoreFailed
-    from .home import Home
-    from .store import Store, verify_chain
-
-    place = Home(home)
-    genesis = place.load_genesis()
-    if not place.database.exists():
-        raise StoreFailed(f"there is no chain in {place.database} yet", f"start the node first: moed run --home {home}")
-    with Store(place.database, genesis) as store:
-        head = verify_chain(store)
-    if as_json:
-        click.echo(json.dumps({"height": head.height, "state_root": head.state_root.hex(), "valid": True}))
-    else:
-        click.echo(
-            f"{head.height} blocks executed again, every commit and root holds; state root {head.state_root.hex()}"
-        )
+moed.add_command(chain)
 
 
 @moed.command("receipts")

@@ -15,6 +15,7 @@ The tree:
     │   ├── StoreFailed             the disk refused: full, read-only, gone
     │   └── StoreCorrupt            what is on the disk is not what was written
     ├── LimitReached                memory or disk is over what the configuration allows, or the disk is nearly full
+    ├── ChainFileError              an exported chain or a proof that is none, was changed, or is another network's
     ├── SimulationFailed            a simulated network broke a promise: a bug, and how to see it again
     └── ServiceEnded                a part that must run for ever returned; a bug
 
@@ -95,6 +96,10 @@ class StoreFailed(StoreError):
 
 class StoreCorrupt(StoreError):
     """What is stored is not what was written; restore the file or sync from peers."""
+
+
+class ChainFileError(NodeError):
+    """A file with blocks or a proof is not what it should be; get it again, or from somebody else."""
 
 
 class LimitReached(NodeError):

@@ -24,13 +24,14 @@ from moed.consensus.state import (
 from moed.protocol.identity import Identity, NodeId, node_id_of
 from moed.protocol.records import PeerRecord
 
+from .books import KEPT_EPOCHS
 from .chain import Chain
 from .control.api import ControlRefused
 from .dht_view import DhtView
 from .discovery import Discovery
 from .network.peers import Peers
 from .reward_answer import reward_answer
-from .store import KEPT_EPOCHS, Store
+from .store import Store
 
 U16 = 65_535
 MAX_CHAIN_ROWS = 200

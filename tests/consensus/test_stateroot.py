@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moed.consensus.stateroot import StateTree
+from moed.consensus.stateroot import StateTree, value_hash
 
 RECORDS = st.dictionaries(st.binary(min_size=1, max_size=6), st.binary(max_size=6), max_size=30)
 
@@ -43,3 +43,16 @@ def test_a_preview_changes_nothing(records: dict[bytes, bytes], changes: dict[by
 def test_key_and_value_cannot_trade_bytes() -> None:
     """The boundary between key and value is part of the hash."""
     assert root_of({b"ab": b"c"}) != root_of({b"a": b"bc"})
+
+
+@given(RECORDS, RECORDS, st.binary(min_size=1, max_size=6))
+def test_a_branch_leads_to_the_root(first: dict[bytes, bytes], second: dict[bytes, bytes], key: bytes) -> None:
+    """From what is there and from what is not, on a tree that grew in two steps."""
+    tree = StateTree()
+    tree.apply(tree.preview(first))
+    tree.apply(tree.preview(second))
+    records = {**first, **second}
+    for one in (key, *list(records)[:5]):
+        branch = tree.prove(one)
+        assert branch.root_for(one) == tree.root
+        assert branch.value_hash_of(one) == (value_hash(records[one]) if one in records else None)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,10 @@ from moed.consensus.state import read_neurons
 from moed.consensus.transactions import Body, Register, SetWeights, Transfer
 from moed.consensus.transition import Executed, Head
 from moed.consensus.yuma import epoch
+from moed.daemon.books import KEPT_EPOCHS
+from moed.daemon.database import SCHEMA_STEPS, SCHEMA_VERSION
 from moed.daemon.errors import StoreCorrupt, StoreFailed
-from moed.daemon.store import KEPT_EPOCHS, SCHEMA_VERSION, Store, verify_chain
+from moed.daemon.store import Store, verify_chain
 from moed.protocol.codec import encode_record
 from support.chains import key, make_genesis, sign_commit, signed
 
@@ -288,21 +292,61 @@ def test_notes_outlive_the_process(tmp_path: Path) -> None:
         assert store.recall("plan") == b"second"
 
 
-def test_an_older_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    """A file of the first version keeps its blocks and gains what came after."""
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_every_older_schema_is_brought_up_to_date(version: int, tmp_path: Path) -> None:
+    """A file as that version made it keeps its blocks, state and notes, and gains what came after."""
+    new, old = tmp_path / "new.db", tmp_path / "chain.db"
+    with Store(new, GENESIS) as store:
+        append_blocks(store, store.load_head(), 3)
+        head = store.load_head()
+    with closing(sqlite3.connect(old)) as db:
+        for step in SCHEMA_STEPS[:version]:
+            db.executescript(files("moed.daemon").joinpath(step).read_text())
+        db.execute("ATTACH ? AS new", (str(new),))
+        for table in ("blocks", "state", "meta"):
+            db.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+        db.execute("INSERT INTO peers VALUES (?, 'host', 1, 5)", (b"\1" * 20,))
+        if version >= 2:
+            db.execute("INSERT INTO notes VALUES ('plan', ?)", (b"kept",))
+        db.execute(f"PRAGMA user_version = {version}")
+        db.commit()
+    with Store(old, GENESIS) as store:
+        assert store.load_head().state_root == head.state_root
+        assert verify_chain(store).height == 3
+        assert [host for _, host, _, _ in store.remembered_peers()] == ["host"]
+        assert store.recall("plan") == (b"kept" if version >= 2 else None)
+        assert (store.epoch_inputs(1), store.receipts(), store.first_height) == (None, [], 1)
+        append_blocks(store, head, 1)
+    with closing(sqlite3.connect(old)) as db, closing(sqlite3.connect(new)) as fresh:
+        shape = "SELECT name, sql FROM sqlite_schema ORDER BY name"
+        assert db.execute(shape).fetchall() == fresh.execute(shape).fetchall()
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+
+
+def test_an_end_that_was_cut_is_followed_by_a_look_at_every_page(tmp_path: Path) -> None:
+    """A page that went bad in the middle of old blocks stops the start; an orderly end needs no such look."""
     path = tmp_path / "chain.db"
     with Store(path, GENESIS) as store:
-        append_blocks(store, store.load_head(), 2)
-    with sqlite3.connect(path) as db:
-        db.execute("DROP TABLE epochs")
-        db.execute("DROP TABLE notes")
-        db.execute("DROP TABLE receipts")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
+        append_blocks(store, store.load_head(), 60)
+    data = bytearray(path.read_bytes())
+    with closing(sqlite3.connect(path)) as db:
+        page_bytes = db.execute("PRAGMA page_size").fetchone()[0]
+        root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'blocks'").fetchone()[0]
+    at = (root - 1) * page_bytes
+    data[at : at + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    path.with_name("chain.db-wal").write_bytes(b"\0" * 32)
+    with pytest.raises(StoreCorrupt):
+        Store(path, GENESIS)
+
+
+def test_a_block_that_does_not_follow_is_met_at_the_start(tmp_path: Path) -> None:
+    """A block of another chain in the place of one of the last is found before anything is built on it."""
+    path = tmp_path / "chain.db"
     with Store(path, GENESIS) as store:
-        assert store.load_head().height == 2
-        store.remember("plan", b"kept")
-        assert store.epoch_inputs(1) is None
-    with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
-    db.close()
+        append_blocks(store, store.load_head(), 5)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE blocks SET block = (SELECT block FROM blocks WHERE height = 2) WHERE height = 3")
+        db.commit()
+    with Store(path, GENESIS) as store, pytest.raises(StoreCorrupt, match="does not follow"):
+        store.load_head()
