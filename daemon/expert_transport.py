@@ -13,6 +13,7 @@ from typing import Self
 import structlog
 import trio
 
+from moed.models.beam import children_of
 from moed.models.errors import NoAnswer
 from moed.models.remote import Ask, Patience, Rows
 from moed.protocol.addresses import Address
@@ -86,6 +87,10 @@ class ThreadTransport:
         """The experts that can be asked now."""
         running = self._running
         return frozenset(name for name, peers in running.serving.items() if peers) if running is not None else ()
+
+    def live(self, prefixes: Collection[str]) -> Mapping[str, Collection[int]]:
+        """What of a grid can be asked now, right below each prefix."""
+        return children_of(self.reachable(), prefixes)
 
     def ask(
         self, asks: Sequence[Ask], patience: Patience, is_enough: Callable[[Collection[int]], bool]

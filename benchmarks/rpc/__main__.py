@@ -23,7 +23,8 @@ import structlog
 import torch
 
 from benchmarks.report import Row, Spread, print_report
-from moed.models.remote import Patience, RemoteExpert, RemoteMixture
+from moed.models.remote import Patience, RemoteExpert
+from moed.models.remote_mixture import RemoteMixture
 
 from . import bare_cipher
 from .anchor import Anchor, has_hivemind
@@ -175,7 +176,7 @@ def measure_grid(run: Run) -> None:
         ServerProcess(*(f"{name}=ffn:256" for name in GRID[1::2]), *threads) as second,
         open_transport(first, second) as transport,
     ):
-        mixture = RemoteMixture(transport, 256, (4, 4), prefix="grid.", k=4, k_min=4, patience=PATIENT)
+        mixture = RemoteMixture(256, (4, 4), transport=transport, prefix="grid.", k_best=4, k_min=4, patience=PATIENT)
         mine, other = run.turns(
             lambda: grid_samples(mixture, 8), lambda anchor: anchor.measure("grid_samples", batches=1)
         )

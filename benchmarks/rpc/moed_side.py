@@ -22,7 +22,8 @@ from moed.daemon.expert_transport import Place, ThreadTransport
 from moed.daemon.network.peers import Peer, Peers
 from moed.daemon.remote_experts import ExpertClient
 from moed.models.hosted_layer import open_layer
-from moed.models.remote import RemoteExpert, RemoteMixture
+from moed.models.remote import RemoteExpert
+from moed.models.remote_mixture import RemoteMixture
 from moed.protocol.addresses import Address
 from moed.protocol.identity import Identity, NodeId
 
@@ -284,7 +285,7 @@ def grid_samples(mixture: RemoteMixture, batches: int) -> float:
             began = time.perf_counter()
         x.grad = None
         mixture.zero_grad()
-        torch.autograd.backward(mixture(x).values.sum())
+        torch.autograd.backward(mixture(x).sum())
     return 64 * batches / (time.perf_counter() - began)
 
 

@@ -14,7 +14,8 @@ import trio
 from moed.daemon.expert_transport import Place, ThreadTransport
 from moed.models.errors import NoAnswer, RowsUnanswered
 from moed.models.hosted_layer import HostedLayer
-from moed.models.remote import Ask, Patience, RemoteExpert, RemoteMixture
+from moed.models.remote import Ask, Patience, RemoteExpert
+from moed.models.remote_mixture import RemoteMixture
 from support.layers import WIDTH, make_layer, serving
 from support.peering import NETWORK_ID, identity_of
 
@@ -63,12 +64,12 @@ def test_modules_ask_real_nodes_and_learn(tmp_path: Path) -> None:
     ):
         assert set(transport.reachable()) == set(NAMES)
         torch.manual_seed(1)
-        mixture = RemoteMixture(transport, WIDTH, (2, 2), prefix="g.", k=2, k_min=2)
+        mixture = RemoteMixture(WIDTH, (2, 2), transport=transport, prefix="g.", k_best=2, k_min=2)
         inputs, target = torch.randn(32, WIDTH), torch.randn(32, WIDTH)
         losses = []
         for _ in range(25):
             x = inputs.clone().requires_grad_()
-            loss = (mixture(x).values - target).square().mean()
+            loss = (mixture(x) - target).square().mean()
             losses.append(loss.item())
             torch.autograd.backward(loss)
             with torch.no_grad():
@@ -85,13 +86,13 @@ def test_a_dead_node_is_routed_around_without_nan(tmp_path: Path) -> None:
         servers(tmp_path) as (one, two),
         ThreadTransport(identity_of(9), NETWORK_ID, [one.place, two.place]) as transport,
     ):
-        mixture = RemoteMixture(transport, WIDTH, (2, 2), prefix="g.", k=2, k_min=2)
+        mixture = RemoteMixture(WIDTH, (2, 2), transport=transport, prefix="g.", k_best=2, k_min=2)
         x = torch.randn(32, WIDTH)
-        assert mixture(x).answered.all()
+        assert mixture.mix(x).answered.all()
         two.stop()
         with pytest.raises(RowsUnanswered) if "g.1.0" in transport.reachable() else nullcontext():
             mixture(x)
-        mixed = mixture(x)
+        mixed = mixture.mix(x)
         assert mixed.answered.all()
         assert torch.isfinite(mixed.values).all()
         assert set(transport.reachable()) == set(NAMES[:2])
