@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from moed import __version__
 from moed.consensus.explain import explain_reward
+from moed.consensus.params import CREDIT
 from moed.consensus.state import read_account
 from moed.consensus.transactions import Transfer
 from moed.consensus.transition import Head
@@ -84,7 +85,7 @@ class SmallNode:
         self.open_gate = trio.Event()
         self.open_gate.set()
         self.running = 0
-        self.head = Head.at_genesis(make_genesis((60, 40), balances=(1_000_000,)))
+        self.head = Head.at_genesis(make_genesis((60, 40), balances=(CREDIT,)))  # enough for the fees
         signers = [key(1), key(2)]
         self.blocks = [
             grow(self.head, signers, [signed(self.head, key(3), Transfer(to=key(9).public_key, amount=1), nonce)])
