@@ -245,9 +245,10 @@ def _bonds_and_dividends(
     def reward(tile: slice) -> Bits:
         bonds = pairs.bonds(tile)
         rounded = stored[tile] = pairs.rounded_for_storage(bonds)
-        if np.count_nonzero(rounded) != np.count_nonzero(bonds):
-            miners, row = np.nonzero((bonds > 0) & (rounded == 0))
-            rounded_away.append((row, miners + tile.start))
+        zeros = np.flatnonzero(rounded == 0)
+        lost = zeros[bonds.ravel()[zeros] > 0]
+        if lost.size:
+            rounded_away.append((lost % rows, lost // rows + tile.start))
         shares = normalize(bonds, axis=1) if pairs.rule.is_yuma_3 else bonds
         held: Bits = multiply_shares(incentive[tile, None], shares).sum(axis=0)
         return held
