@@ -18,6 +18,7 @@ from moed import __version__
 
 from .chain_verbs import chain
 from .errors import EXIT_USAGE, ConfigError, SimulationFailed
+from .experiment_verbs import MODEL_VERBS, write_json
 from .plain_errors import plain_errors
 
 if TYPE_CHECKING:
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 HOME = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DEVNET_FOLDER = Path(".devnet")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON object to a file. Raises `ConfigError` if that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", "give a path that can be written") from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -187,7 +179,7 @@ def run_epoch(file: Path, as_json: bool) -> None:
 
 @moed.group()
 def experiment() -> None:
-    """Play attacks against consensus and see how far it holds."""
+    """Play with models, and attacks against consensus, and see what holds."""
 
 
 def experiment_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -238,6 +230,10 @@ def weight_copy(seeds: int, json_file: Path | None, png_file: Path | None) -> No
     _show_experiment(found, experiments.weight_copy_tables(found), json_file)
     if png_file is not None:
         experiment_plots.plot_weight_copy(found, png_file)
+
+
+for model_verb in MODEL_VERBS:
+    experiment.add_command(model_verb)
 
 
 def _to_stderr(text: str) -> None:

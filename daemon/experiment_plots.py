@@ -16,8 +16,8 @@ _SHOWN_AS_LOST = "0.6"  # the line whose losing side is filled
 _OPEN, _HIDDEN = "#b3541e", "#1f5f8b"
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Raises `ConfigError` where matplotlib is missing."""
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes. Raises `ConfigError` where matplotlib is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -30,12 +30,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def check_plots() -> None:
     """Raise `ConfigError` now rather than after minutes of play if plots cannot be drawn."""
-    _figure(1, 1)
+    new_figure(1, 1)
 
 
 def plot_collusion(found: dict[str, Any], path: Path) -> None:
     """The retention map: a line for each honest stake, and the losing corner of 60 %."""
-    figure, axes = _figure(8, 6)
+    figure, axes = new_figure(8, 6)
     stakes = list(found["lines"])
     for number, (stake, line) in enumerate(found["lines"].items()):
         shade = 0.15 + 0.7 * number / max(1, len(stakes) - 1)
@@ -64,12 +64,12 @@ def plot_collusion(found: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("cabal weight: share of the cabal's weight on its own miners")
     axes.set_title("Where an honest part of the stake (on each line) just keeps it", fontsize=11)
     axes.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_weight_copy(found: dict[str, Any], path: Path) -> None:
     """What a copier earns by how fast the miners' worth moves, with weights open and hidden."""
-    figure, axes = _figure(7, 4.5)
+    figure, axes = new_figure(7, 4.5)
     for version, style in ((1, "-"), (3, "--")):
         for hidden, colour in ((False, _OPEN), (True, _HIDDEN)):
             rows = [row for row in found["rows"] if (row["yuma_version"], row["hidden"]) == (version, hidden)]
@@ -83,10 +83,11 @@ def plot_weight_copy(found: dict[str, Any], path: Path) -> None:
     axes.set_title("What copying weights pays", fontsize=11)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture. Raises `ConfigError` where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # no date or version inside, so that the same numbers give the same file

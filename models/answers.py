@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,15 @@ from torch import Tensor
 from .corpora import Tokens
 from .errors import InvalidAnswer
 from .experts import BYTE_VALUES
+from .locks import next_byte_judgement
 
 Answer = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 # A float16 log-probability is off by up to 2^-11 of itself, which moves the sum of 256 of them by well under 1 %.
 MAX_SUM_ERROR = 0.01
+
+# From answers float32 [R, T, 256] to the rows int64 [R] of a plan, to the log of their expected utility, [R, T].
+Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 def read_answer(answer: object, rows: int, length: int) -> Tensor:
@@ -61,10 +65,14 @@ def read_answers(
     uids: tuple[int, ...],
     assignment: Mapping[int, npt.NDArray[np.int64]],
     targets: Tokens,
+    judge: Judge | None = None,
 ) -> ReadAnswers:
-    """Read every assigned miner's answer to its rows of ``targets`` [B, T]; a refused one counts as missing."""
+    """Read every assigned miner's answer to its rows of ``targets`` [B, T]; a refused one counts as missing.
+
+    ``judge`` tells what answers are worth; without one it is the log-probability of the target.
+    """
     rows, length = targets.shape
-    wanted = torch.from_numpy(targets).long().unsqueeze(-1)  # [B, T, 1]
+    wanted = torch.from_numpy(targets)
     found = torch.zeros(rows, length, len(uids))
     answered = torch.zeros(rows, len(uids), dtype=torch.bool)
     log_probs: dict[int, Tensor] = {}
@@ -79,6 +87,7 @@ def read_answers(
             invalid[uid] = error
             continue
         log_probs[uid] = read
-        found[index, :, at] = read.gather(-1, wanted[index]).squeeze(-1)
+        worth = next_byte_judgement(read, wanted[index]) if judge is None else judge(read, index)
+        found[index, :, at] = worth
         answered[index, at] = True
     return ReadAnswers(found, answered, log_probs, invalid)

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,52 @@ class Corpus:
         at = side.starts[run] + drawn - (ends[run] - windows[run])
         windows_drawn: Tokens = side.data[at[:, None] + np.arange(length)]
         return windows_drawn
+
+
+def excerpt(corpus: Corpus, max_bytes: int) -> Corpus:
+    """``corpus`` with only the first ``max_bytes`` of the text to train on: a miner that has little of its own."""
+    return _with_train(corpus, 0, max_bytes)
+
+
+def _with_train(corpus: Corpus, low: int, high: int) -> Corpus:
+    """``corpus`` with only the bytes from ``low`` to ``high`` of its text to train on."""
+    side = corpus.sides["train"]
+    ends = side.starts + side.lengths
+    runs = [side.data[max(a, low) : min(b, high)].tobytes() for a, b in zip(side.starts, ends, strict=True)]
+    return Corpus(corpus.domain, {**corpus.sides, "train": _side([run for run in runs if run])})
+
+
+def set_apart(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
+    """``corpus`` twice: without the last ``share`` of the bytes that it trains on, and with nothing else to train on.
+
+    So a miner measures itself without reading what validators judge by.
+    """
+    size = corpus.size_bytes("train")
+    cut = min(max(round(size * (1 - share)), 1), size - 1)
+    return _with_train(corpus, 0, cut), _with_train(corpus, cut, size)
+
+
+class TextSource(Protocol):
+    """Whatever rows of text can be drawn from: a `Corpus`, or a `Blend` of several."""
+
+    def sample(self, split: Split, rng: np.random.Generator, rows: int, length: int) -> Tokens:
+        """``rows`` windows of ``length`` bytes of ``split``: uint8 [rows, length]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """Several texts as one: each row is from one of ``parts``, as often as its share of ``shares`` says."""
+
+    parts: Sequence[TextSource]
+    shares: Sequence[float]
+
+    def sample(self, split: Split, rng: np.random.Generator, rows: int, length: int) -> Tokens:
+        """Draw as `Corpus.sample` does. Raises `CorpusUnavailable` like it."""
+        chances = np.asarray(self.shares, dtype=np.float64)
+        counts = rng.multinomial(rows, chances / chances.sum())
+        drawn = [part.sample(split, rng, int(n), length) for part, n in zip(self.parts, counts, strict=True)]
+        return np.concatenate(drawn)
 
 
 def available_domains() -> tuple[str, ...]:

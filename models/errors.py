@@ -11,7 +11,8 @@ The tree:
     │   ├── TrainingDiverged        the loss stayed infinite or not a number: training stops
     │   └── CheckpointCorrupt       a stored model is not what was written: set it aside
     ├── InvalidAnswer               a miner's answer that counts as no answer
-    │   └── PeekedAhead             the answer knew a byte that it had to predict
+    │   ├── PeekedAhead             the answer knew a byte that it had to predict
+    │   └── CopiedAnswer            the answer is another miner's
     ├── NoAnswer                    one expert on another node gave none; it says why
     ├── RowsUnanswered              some rows of a batch got fewer answers than asked for; it says which
     ├── NotEnoughAnswers            too few answers came back to compute what was asked
@@ -94,6 +95,12 @@ class PeekedAhead(InvalidAnswer):
     """An answer gave a planted false byte a chance that only a model that had read it would give."""
 
     code = "peeked_ahead"
+
+
+class CopiedAnswer(InvalidAnswer):
+    """A miner answers on canaries as one that was there before it does."""
+
+    code = "copied_answer"
 
 
 class NoAnswer(ModelError):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .errors import NotEnoughAnswers
 from .gate import choose, decision_scores
-from .mixture import mixture_bits, mixture_log_weights
+from .mixture import coalition_bits, mixture_bits, mixture_log_weights
 from .plans import Plan
+from .scoring import Coalitions, Floats, shapley
 from .training import BITS_PER_NAT
 from .validation import ValidatorBrain
 
@@ -39,32 +40,33 @@ class HeldOutReport:
 
 
 def held_out_plans(brain: ValidatorBrain, rows_per_domain: int, *, seed: int = HELD_OUT_SEED) -> list[Plan]:
-    """Probe plans over ``rows_per_domain`` held-out rows of each corpus, no larger than the brain's own plans.
+    """Probe plans over ``rows_per_domain`` held-out rows of each lock, no larger than the brain's own plans.
 
     Without decoys: on rows that are the same every time they would be the same evidence counted again. A miner that
     was found out on the private stream counts as silent here too.
     """
     rng = np.random.default_rng(seed)
     # Domains in turn, so that losing one plan's answers thins all of them alike.
-    domains = np.tile(np.arange(len(brain.corpora)), rows_per_domain)
+    domains = np.tile(np.arange(len(brain.locks)), rows_per_domain)
     parts = np.array_split(domains, -(-len(domains) // brain.config.rows))
     return [brain.plan_over("held_out", rng, part, has_decoys=False) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """The rows that every member answered: [B, T] bytes and positions, [B, T, K] target log-probabilities."""
+class HeldOut:
+    """The rows that every member answered: [B, T] bytes and positions, [B, T, K] target log-probabilities of ``uids``,
+    what the baseline gives them [B, T], and each row's domain."""
 
+    uids: tuple[int, ...]
     tokens: Tensor
     scored: Tensor
     target_log_probs: Tensor
+    baseline_log_probs: Tensor
     domains: npt.NDArray[np.str_]
 
 
-def held_out_losses(
-    brain: ValidatorBrain, answered_plans: Sequence[tuple[Plan, Mapping[int, object]]]
-) -> HeldOutReport:
-    """Evaluate the answers to the plans of one `held_out_plans`.
+def gather_held_out(brain: ValidatorBrain, answered_plans: Sequence[tuple[Plan, Mapping[int, object]]]) -> HeldOut:
+    """What the answers to the plans of one `held_out_plans` leave to compare.
 
     Members are the miners that answered at least half of the rows; the rows that all of them answered count, for
     every system. Raises `NotEnoughAnswers` where that leaves some domain without a row.
@@ -72,7 +74,7 @@ def held_out_losses(
     if not answered_plans:
         raise NotEnoughAnswers("no held-out plan was asked")
     plans = [brain.still_known(plan) for plan, _ in answered_plans]
-    reads = [brain.read(plan, answers) for plan, (_, answers) in zip(plans, answered_plans, strict=True)]
+    reads = [brain.judging.read(plan, answers) for plan, (_, answers) in zip(plans, answered_plans, strict=True)]
     answered = torch.cat([read.answered for read in reads])
     is_member = answered.float().mean(dim=0) >= 0.5
     uids = tuple(uid for uid, member in zip(plans[0].uids, is_member.tolist(), strict=True) if member)
@@ -80,21 +82,30 @@ def held_out_losses(
         raise NotEnoughAnswers("no miner answered half of the held-out rows")
     kept = answered[:, is_member].all(dim=-1)
     domains = np.array([name for plan in plans for name in plan.domains])[kept.numpy()]
-    missing = {corpus.domain for corpus in brain.corpora} - set(domains)
+    missing = {lock.name for lock in brain.locks} - set(domains)
     if missing:
         raise NotEnoughAnswers(f"no held-out row of {', '.join(sorted(missing))} was answered by every member")
-    rows = _Rows(
+    return HeldOut(
+        uids,
         torch.cat([torch.from_numpy(plan.tokens) for plan in plans])[kept],
         torch.cat([torch.from_numpy(plan.scored) for plan in plans])[kept],
         torch.cat([read.target_log_probs for read in reads])[kept][..., is_member],
+        torch.cat([brain.judge_baseline(plan) for plan in plans])[kept],
         domains,
     )
-    return _compare(brain, uids, rows)
+
+
+def held_out_losses(
+    brain: ValidatorBrain, answered_plans: Sequence[tuple[Plan, Mapping[int, object]]]
+) -> HeldOutReport:
+    """Evaluate the answers to the plans of one `held_out_plans`. Raises as `gather_held_out` does."""
+    return compare(brain, gather_held_out(brain, answered_plans))
 
 
 @torch.no_grad()
-def _compare(brain: ValidatorBrain, uids: tuple[int, ...], rows: _Rows) -> HeldOutReport:
-    config = brain.config.gate
+def compare(brain: ValidatorBrain, rows: HeldOut) -> HeldOutReport:
+    """The mixture of the brain's gate beside single members, their plain average and the oracle."""
+    uids, config = rows.uids, brain.config.gate
     scores = brain.gate_scores(rows.tokens, uids)
     chosen = choose(decision_scores(scores, config.prefix_bytes), config.k)
     everyone = torch.ones_like(chosen)
@@ -104,7 +115,7 @@ def _compare(brain: ValidatorBrain, uids: tuple[int, ...], rows: _Rows) -> HeldO
     single = rows.target_log_probs * -BITS_PER_NAT
     weights = mixture_log_weights(weighed, chosen.unsqueeze(1).expand_as(scores)).exp()
 
-    names = [corpus.domain for corpus in brain.corpora]
+    names = [lock.name for lock in brain.locks]
     places = {name: rows.scored & torch.from_numpy(rows.domains == name).unsqueeze(-1) for name in names}
     # One mean a domain, then the mean of those: a domain with more rows does not count for more.
     by_domain = torch.stack([single[places[name]].mean(dim=0) for name in names])  # [D, K]
@@ -119,6 +130,43 @@ def _compare(brain: ValidatorBrain, uids: tuple[int, ...], rows: _Rows) -> HeldO
         rows=len(rows.tokens),
         best_uid=uids[int(overall.argmin())],
     )
+
+
+@torch.no_grad()
+def coalition_losses(brain: ValidatorBrain, rows: HeldOut, coalitions: Coalitions) -> Floats:
+    """The mixture's loss [M] in bits per byte if only each coalition's members [M, K] and the baseline existed."""
+    scores = brain.gate_scores(rows.tokens, rows.uids)
+    bits = coalition_bits(
+        torch.from_numpy(coalitions),
+        scores + brain.gate.evidence(rows.target_log_probs),
+        decision_scores(scores, brain.config.gate.prefix_bytes),
+        rows.target_log_probs,
+        torch.ones(len(rows.tokens), len(rows.uids), dtype=torch.bool),
+        rows.scored,
+        brain.config.gate.k,
+        brain.fallback(rows.baseline_log_probs, scores),
+    )
+    return bits.double().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class MemberWorth:
+    """What one member is worth to the mixture on held-out text, in bits per byte: its Shapley value, and by how much
+    the loss rises without it."""
+
+    shapley: float
+    leave_one_out: float
+
+
+def member_worths(brain: ValidatorBrain, rows: HeldOut, rng: np.random.Generator) -> dict[int, MemberWorth]:
+    """Each member's worth; ``rng`` draws the orders where there are too many members for all coalitions."""
+    count = len(rows.uids)
+    nobody = coalition_losses(brain, rows, np.zeros((1, count), dtype=bool))[0]
+    shares = shapley(lambda coalitions: nobody - coalition_losses(brain, rows, coalitions), count, rng)
+    without = coalition_losses(brain, rows, np.vstack([np.ones((1, count), dtype=bool), ~np.eye(count, dtype=bool)]))
+    return {
+        uid: MemberWorth(float(shares[at]), float(without[1 + at] - without[0])) for at, uid in enumerate(rows.uids)
+    }
 
 
 def _domain_mean(bits: Tensor, places: Mapping[str, Tensor]) -> float:

@@ -13,7 +13,7 @@ import torch
 from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
-from .corpora import Corpus, Tokens
+from .corpora import TextSource, Tokens
 from .errors import CheckpointCorrupt, ExpertFailed, ShapeMismatch
 from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
 from .training import Trainer, TrainingConfig
@@ -103,7 +103,9 @@ class HostedExpert:
         )
 
 
-def open_hosted(spec: ExpertSpec, corpus: Corpus, training: TrainingConfig, folder: Path, seed: int) -> HostedExpert:
+def open_hosted(
+    spec: ExpertSpec, corpus: TextSource, training: TrainingConfig, folder: Path, seed: int
+) -> HostedExpert:
     """Build ``spec`` and go on from its checkpoint in ``folder`` where there is one.
 
     A corrupt checkpoint, or one of another model, is set aside and the expert starts anew. Raises `ModelRefused`

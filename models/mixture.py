@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ def mix_distributions(scores: Tensor, log_probs: Tensor) -> Tensor:
     return (scores.log_softmax(dim=0).unsqueeze(-1) + log_probs).logsumexp(dim=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A model that everybody has: its score and its log-probability of the true byte at each position, [B, T]."""
+
+    scores: Tensor
+    log_probs: Tensor
+
+
 @torch.no_grad()
 def coalition_bits(
     members: Tensor,
@@ -61,14 +70,16 @@ def coalition_bits(
     answered: Tensor,
     scored: Tensor,
     k: int,
+    fallback: Fallback | None = None,
 ) -> Tensor:
     """What the top-``k`` mixture would lose if only some of the miners existed, for many such coalitions at once.
 
     members            bool [M, K], one coalition a row
     scores             [B, T, K] at every position, ``decision`` [B, K] at the decision points
-    target_log_probs   [B, T, K], ``answered`` bool [B, K], ``scored`` bool [B, T]
+    target_log_probs   [B, T, K], ``answered`` bool [B, K], ``scored`` [B, T], bool or the weight of each position
 
-    Returns the mean loss in bits per scored byte, [M]; a row for which no member answered costs `UNIFORM_BITS`.
+    Returns the mean loss in bits per scored byte, [M]. The ``fallback`` is one more member of every coalition; without
+    one a row for which no member answered costs `UNIFORM_BITS`.
     """
     rows, length, miners = scores.shape
     places = min(k, miners)
@@ -80,8 +91,16 @@ def coalition_bits(
     spread = (len(members), rows, length, miners)
     some = present.any(dim=-1)
     # A row without any answer is priced below; one place is opened so that its softmax stays a number.
-    usable = present | ~some.unsqueeze(-1)
-    log_weights = mixture_log_weights(scores.expand(spread).gather(-1, index), usable.unsqueeze(2).expand_as(index))
-    bits = (log_weights + target_log_probs.expand(spread).gather(-1, index)).logsumexp(dim=-1) * -BITS_PER_NAT
-    bits = torch.where(some.unsqueeze(-1), bits, UNIFORM_BITS)
+    usable = present if fallback is not None else present | ~some.unsqueeze(-1)
+    usable = usable.unsqueeze(2).expand_as(index)
+    picked_scores = scores.expand(spread).gather(-1, index)
+    picked_log_probs = target_log_probs.expand(spread).gather(-1, index)
+    if fallback is not None:
+        column = (len(members), rows, length, 1)
+        picked_scores = torch.cat([picked_scores, fallback.scores.unsqueeze(-1).expand(column)], dim=-1)
+        picked_log_probs = torch.cat([picked_log_probs, fallback.log_probs.unsqueeze(-1).expand(column)], dim=-1)
+        usable = torch.cat([usable, torch.ones(column, dtype=torch.bool)], dim=-1)
+    bits = (mixture_log_weights(picked_scores, usable) + picked_log_probs).logsumexp(dim=-1) * -BITS_PER_NAT
+    if fallback is None:
+        bits = torch.where(some.unsqueeze(-1), bits, UNIFORM_BITS)
     return (bits * scored).sum(dim=(1, 2)) / scored.sum()

@@ -40,6 +40,8 @@ class ValidatorConfig(Record, frozen=True):
     memory_plans: int = 48
     score_alpha: float = 0.1
     decoy_chance: float = 0.25
+    # Rows of each probe that are no task at all: what shows whose answers are whose.
+    canary_rows: int = 2
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.length <= self.gate.prefix_bytes + 1:
@@ -51,17 +53,30 @@ class Plan:
     """What to ask: ``rows_for(uid)`` goes to each uid of ``assignment``, whose answer is [rows, T, 256].
 
     tokens   uint8 [B, T] as sent, a false byte at ``decoys[row]`` where that is not -1
-    targets  uint8 [B, T], the true byte after each position; scored  bool [B, T], the positions that count
+    targets  uint8 [B, T], what tells a good answer; in text the true byte after each position
+    weights  float32 [B, T], how much each position counts, 0 where it does not
+    domains  the name of each row's lock; the last ``canaries`` rows belong to none
     """
 
     purpose: Purpose
     tokens: Tokens
     targets: Tokens
-    scored: npt.NDArray[np.bool_]
+    weights: npt.NDArray[np.float32]
     decoys: npt.NDArray[np.int64]
     domains: tuple[str, ...]
     uids: tuple[int, ...]
     assignment: Mapping[int, npt.NDArray[np.int64]]
+    canaries: int = 0
+
+    @property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """The positions that count, bool [B, T]."""
+        return self.weights > 0
+
+    @property
+    def is_task(self) -> npt.NDArray[np.bool_]:
+        """The rows that belong to a lock, bool [B]."""
+        return np.arange(len(self.tokens)) < len(self.tokens) - self.canaries
 
     def rows_for(self, uid: int) -> Tokens:
         """The rows to send to ``uid``."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from moed.protocol.codec import Record
 
-from .corpora import Corpus, Split, Tokens
+from .corpora import Split, TextSource, Tokens
 from .errors import CheckpointCorrupt, TrainingDiverged
+from .lessons import Lesson, distillation_loss
 from .optimizer import Adam, LearningRate, clip_gradients
 
 BITS_PER_NAT = 1 / math.log(2)
@@ -51,7 +52,7 @@ class Trainer:
     ``seed`` decides every batch. Not thread-safe: one device worker runs `step` and the forwards in turn.
     """
 
-    def __init__(self, module: nn.Module, corpus: Corpus, config: TrainingConfig, seed: int) -> None:
+    def __init__(self, module: nn.Module, corpus: TextSource, config: TrainingConfig, seed: int) -> None:
         self.module = module
         self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
         self.corpus = corpus
@@ -63,11 +64,12 @@ class Trainer:
         self._skipped_in_a_row = 0
         corpus.sample("train", np.random.default_rng(seed), 1, config.length + 1)  # refuse text too short now
 
-    def step(self) -> float:
-        """One step on one batch; returns its loss in bits per byte, before the step.
+    def step(self, lesson: Lesson | None = None, *, trust: float = 0.0) -> float:
+        """One step on one batch; returns the loss in bits per byte on the miner's own rows in it, before the step.
 
-        A batch without a finite loss or gradient changes nothing; raises `TrainingDiverged` after
-        `MAX_SKIPPED_IN_A_ROW` of them.
+        The rows of a ``lesson`` take the place of as many own ones, so a step costs the same; how far the teacher's
+        word counts for more than the true byte is ``trust``, 0 to 1. A batch without a finite loss or gradient
+        changes nothing; raises `TrainingDiverged` after `MAX_SKIPPED_IN_A_ROW` of them.
         """
         config = self.config
         self.steps += 1
@@ -75,10 +77,15 @@ class Trainer:
         rng = np.random.default_rng((self._seed, self.steps))
         rows = torch.from_numpy(self.corpus.sample("train", rng, config.rows, config.length + 1))
         self.module.train()
-        loss = next_byte_bits(self.module(rows[:, :-1]), rows[:, 1:]).mean()
+        taught = 0 if lesson is None else min(lesson.rows, config.rows - 1)
+        own = rows[taught:]
+        own_loss = loss = next_byte_bits(self.module(own[:, :-1]), own[:, 1:]).mean()
+        if lesson is not None:
+            told = distillation_loss(self.module(lesson.tokens), lesson, trust)
+            loss = own_loss + (told - own_loss) * (taught / config.rows)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
         norm = clip_gradients(self.module.parameters(), config.gradient_limit)
-        bits = float(loss.detach())
+        bits = float(own_loss.detach())
         if not (math.isfinite(bits) and math.isfinite(norm)):
             self._skip()
             return bits
@@ -119,6 +126,10 @@ class Trainer:
         stored["steps"] = torch.tensor(self.steps, dtype=torch.int64)
         stored["loss_bits"] = torch.tensor(self.loss_bits, dtype=torch.float64)
         return stored
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of `state`, which stays as it is while training goes on."""
+        return {name: value.clone() for name, value in self.state().items()}
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave. Raises `CheckpointCorrupt` where it belongs to another model."""

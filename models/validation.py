@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,13 @@ from torch.nn import functional
 
 from .answers import ReadAnswers, read_answers
 from .corpora import Corpus, Split, Tokens
-from .decoys import DecoyWatch, plant_decoys
-from .errors import CheckpointCorrupt, NotEnoughAnswers, PeekedAhead
+from .decoys import plant_decoys
+from .errors import CheckpointCorrupt, NotEnoughAnswers
 from .gate import Gate, choose, decision_scores
-from .mixture import UNIFORM_BITS, coalition_bits, foresight_loss, mix_distributions, mixture_bits, mixture_log_weights
+from .judging import Judging
+from .likeness import draw_canaries
+from .locks import Baseline, Lock, as_lock
+from .mixture import Fallback, coalition_bits, foresight_loss, mix_distributions, mixture_bits, mixture_log_weights
 from .optimizer import Adam, clip_gradients
 from .plans import LearnReport, Mixed, Plan, Purpose, Route, ValidatorConfig
 from .scoring import Coalitions, Floats, ScoreBook, integer_weights, shapley
@@ -36,7 +39,7 @@ class _Lesson:
 
     uids: tuple[int, ...]
     tokens: Tensor
-    scored: Tensor
+    weights: Tensor
     target_log_probs: Tensor
     answered: Tensor
 
@@ -48,12 +51,15 @@ class ValidatorBrain:
     they will be asked. ``gate_seed`` only decides the gate's first weights.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], config: ValidatorConfig, seed: int, *, gate_seed: int = 0) -> None:
+    def __init__(
+        self, locks: Sequence[Lock | Corpus], config: ValidatorConfig, seed: int, *, gate_seed: int = 0
+    ) -> None:
         self.config = config
-        self.corpora = tuple(corpora)
-        self.gate = Gate(config.gate, task_count=len(self.corpora), seed=gate_seed)
+        self.locks = tuple(as_lock(one) for one in locks)
+        self.baseline = Baseline(self.locks, seed=seed, length=config.length)
+        self.gate = Gate(config.gate, task_count=len(self.locks), seed=gate_seed)
         self.scores = ScoreBook(config.score_alpha)
-        self.decoys = DecoyWatch()
+        self.judging = Judging(self.locks, first_scored=config.gate.prefix_bytes - 1)
         self.plans_made = 0
         self.batches_learned = 0
         self._rng = np.random.default_rng(seed)
@@ -65,20 +71,24 @@ class ValidatorBrain:
         """The miners that it knows, ascending."""
         return self.gate.uids
 
-    def set_miners(self, uids: Iterable[int]) -> None:
-        """Make ``uids`` the known miners. What was learned about one that left is forgotten."""
+    def set_miners(self, uids: Iterable[int], seniority: Mapping[int, int] | None = None) -> None:
+        """Make ``uids`` the known miners. What was learned about one that left is forgotten.
+
+        ``seniority`` is when each came; of two whose answers are the same the one that came later is the copy.
+        """
         added, removed = self.gate.set_uids(uids)
         for uid in added | removed:
             self._adam.forget(f"miners.{uid}")
         self.scores.keep_only(self.uids)
-        self.decoys.keep_only(self.uids)
+        self.judging.keep_only(self.uids, seniority or {})
         if removed:
             self._memory.clear()  # the lessons name miners that the gate has no row for any more
 
     def forget_miner(self, uid: int) -> None:
         """Start ``uid`` anew: another key holds the place now."""
-        self.set_miners(set(self.uids) - {uid})
-        self.set_miners({*self.uids, uid})
+        everybody = self.uids
+        self.set_miners(set(everybody) - {uid})
+        self.set_miners(everybody)
 
     def plan(self, *, reachable: Collection[int] | None = None, probe: bool | None = None) -> Plan:
         """The next plan over the private stream; ``reachable`` limits whom to ask, ``probe`` overrides the turn.
@@ -88,11 +98,14 @@ class ValidatorBrain:
         self.plans_made += 1
         if probe is None:
             probe = self.plans_made % self.config.probe_every == 1 % self.config.probe_every
-        return self.plan_over("validation", self._rng, self._balanced_domains(), reachable=reachable, probe=probe)
+        canaries = self.config.canary_rows if probe else 0
+        return self.plan_over(
+            "validation", self._rng, self._balanced_domains(), reachable=reachable, probe=probe, canaries=canaries
+        )
 
     def _balanced_domains(self) -> npt.NDArray[np.int64]:
-        """Which corpus each row is from: every one equally often, the remainder by chance."""
-        rows, count = self.config.rows, len(self.corpora)
+        """Which lock each row is from: every one equally often, the remainder by chance."""
+        rows, count = self.config.rows, len(self.locks)
         return np.concatenate([self._rng.permutation(count) for _ in range(-(-rows // count))])[:rows]
 
     def plan_over(
@@ -104,24 +117,50 @@ class ValidatorBrain:
         reachable: Collection[int] | None = None,
         probe: bool = True,
         has_decoys: bool = True,
+        canaries: int = 0,
     ) -> Plan:
-        """A plan over one row of ``split`` for each corpus index in ``domains``, drawn from ``rng``."""
+        """A plan over one row of ``split`` for each lock index in ``domains``, drawn from ``rng``, and canaries.
+
+        Raises `NotEnoughAnswers` where there is no miner to ask.
+        """
         uids = tuple(uid for uid in self.uids if reachable is None or uid in reachable)
         if not uids:
             raise NotEnoughAnswers("there is no miner to ask")
-        length, first = self.config.length, self.config.gate.prefix_bytes - 1
-        drawn = np.concatenate([self.corpora[domain].sample(split, rng, 1, length + 1) for domain in domains])
-        chance = self.config.decoy_chance if has_decoys else 0.0
-        tokens, decoys = plant_decoys(drawn[:, :-1], rng, chance, first_position=first + 1)
-        position = np.arange(length)
+        length = self.config.length
+        drawn = [self.locks[at].draw(split, rng, 1, length) for at in domains]
+        tokens, decoys = self._plant(np.concatenate([one.tokens for one in drawn]), domains, rng, has_decoys)
+        targets = np.concatenate([one.targets for one in drawn])
         # From a false byte on, the context is not the text any more, so nothing after it counts.
         ends = np.where(decoys < 0, length, decoys)
-        scored = (position >= first) & (position < ends[:, None])
-        everyone = np.arange(len(domains))
+        position = np.arange(length)
+        counts = (position >= self._first_scored) & (position < ends[:, None])
+        weights = np.concatenate([one.scored * self.locks[at].weight for one, at in zip(drawn, domains, strict=True)])
+        names = tuple(self.locks[at].name for at in domains)
+        weights = (counts * weights).astype(np.float32)
+        if canaries:
+            shown = draw_canaries(self.locks, rng, canaries, length)
+            tokens, targets = np.concatenate([tokens, shown]), np.concatenate([targets, shown])
+            weights = np.concatenate([weights, np.zeros((canaries, length), dtype=np.float32)])
+            decoys = np.concatenate([decoys, np.full(canaries, -1)])
+            names += ("canary",) * canaries
+        everyone = np.arange(len(tokens))
         assignment = dict.fromkeys(uids, everyone) if probe else self._route_rows(torch.from_numpy(tokens), uids, rng)
-        names = tuple(self.corpora[domain].domain for domain in domains)
         purpose: Purpose = "probe" if probe else "route"
-        return Plan(purpose, tokens, drawn[:, 1:], scored, decoys, names, uids, assignment)
+        return Plan(purpose, tokens, targets, weights, decoys, names, uids, assignment, canaries)
+
+    @property
+    def _first_scored(self) -> int:
+        """The first position that is decided after the choice of miners."""
+        return self.config.gate.prefix_bytes - 1
+
+    def _plant(
+        self, tokens: Tokens, domains: npt.NDArray[np.int64], rng: np.random.Generator, has_decoys: bool
+    ) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """The rows as sent and the place of the decoy in each, -1 for none: only where text goes on."""
+        chance = self.config.decoy_chance if has_decoys else 0.0
+        sent, decoys = plant_decoys(tokens, rng, chance, first_position=self._first_scored + 1)
+        is_text = np.array([self.locks[at].continues_text for at in domains])
+        return np.where(is_text[:, None], sent, tokens), np.where(is_text, decoys, -1)
 
     def _route_rows(
         self, tokens: Tensor, uids: tuple[int, ...], rng: np.random.Generator
@@ -144,18 +183,6 @@ class ValidatorBrain:
         scores: Tensor = self.gate(tokens)
         return scores[..., [known[uid] for uid in uids]]
 
-    def read(self, plan: Plan, answers: Mapping[int, object]) -> ReadAnswers:
-        """Check the answers to ``plan``; those of miners that read ahead of what they predict count as invalid."""
-        read = read_answers(answers, plan.uids, plan.assignment, plan.targets)
-        self.decoys.observe(plan.tokens, plan.decoys, plan.targets, plan.assignment, read.log_probs)
-        peeking = {uid for uid in read.log_probs if self.decoys.peeks(uid)}
-        if not peeking:
-            return read
-        answered = read.answered.clone()
-        answered[:, [at for at, uid in enumerate(plan.uids) if uid in peeking]] = False
-        errors = {uid: PeekedAhead(f"uid {uid}: {self.decoys.evidence(uid)}") for uid in sorted(peeking)}
-        return ReadAnswers(read.target_log_probs, answered, read.log_probs, {**read.invalid, **errors})
-
     def learn(self, plan: Plan, answers: Mapping[int, object]) -> LearnReport:
         """Train the gate on the answers to ``plan``; a probe also measures each miner's value.
 
@@ -163,13 +190,13 @@ class ValidatorBrain:
         answer is named in the report.
         """
         plan = self.still_known(plan)
-        read = self.read(plan, answers)
-        some = read.answered.any(dim=-1)
+        read = self.judging.read(plan, answers)
+        some = read.answered.any(dim=-1) & torch.from_numpy(plan.is_task)
         values = self._measure(plan, read) if plan.purpose == "probe" and plan.uids else None
         loss, share = (None, {}) if not bool(some.any()) else self._train(plan, read, some)
         invalid = {uid: error.code for uid, error in read.invalid.items()}
         missing = tuple(uid for uid in plan.assignment if uid not in read.log_probs and uid not in invalid)
-        return LearnReport(loss, int((~some).sum()), missing, invalid, share, values)
+        return LearnReport(loss, int((~some & torch.from_numpy(plan.is_task)).sum()), missing, invalid, share, values)
 
     def still_known(self, plan: Plan) -> Plan:
         """``plan`` without the miners that left while it was out."""
@@ -177,13 +204,13 @@ class ValidatorBrain:
             return plan
         uids = tuple(uid for uid in plan.uids if uid in self.uids)
         assignment = {uid: rows for uid, rows in plan.assignment.items() if uid in uids}
-        return Plan(plan.purpose, plan.tokens, plan.targets, plan.scored, plan.decoys, plan.domains, uids, assignment)
+        return replace(plan, uids=uids, assignment=assignment)
 
     def _train(self, plan: Plan, read: ReadAnswers, some: Tensor) -> tuple[float, dict[int, float]]:
         lesson = _Lesson(
             plan.uids,
             torch.from_numpy(plan.tokens)[some],
-            torch.from_numpy(plan.scored)[some],
+            torch.from_numpy(plan.weights)[some],
             read.target_log_probs[some],
             read.answered[some],
         )
@@ -191,7 +218,7 @@ class ValidatorBrain:
         for _ in range(self.config.replays if self._memory else 0):
             self._gradient_step(self._memory[self._rng.integers(len(self._memory))])
         self._memory.append(lesson)
-        for _ in range(self.config.feature_steps if len(self.corpora) > 1 else 0):
+        for _ in range(self.config.feature_steps if len(self.locks) > 1 else 0):
             self._feature_step()
         self.batches_learned += 1
         return loss, dict(zip(plan.uids, share.tolist(), strict=True))
@@ -202,8 +229,8 @@ class ValidatorBrain:
         From the miners' split: it is the largest, and no answer to it is ever scored.
         """
         rows, length = self.config.feature_rows, self.config.gate.prefix_bytes
-        labels = self._rng.integers(len(self.corpora), size=rows)
-        drawn = np.concatenate([self.corpora[at].sample("train", self._rng, 1, length) for at in labels])
+        labels = self._rng.integers(len(self.locks), size=rows)
+        drawn = np.concatenate([self.locks[at].draw("train", self._rng, 1, length).tokens for at in labels])
         scores = self.gate.task_scores(torch.from_numpy(drawn))[:, length // 4 :]
         wanted = torch.from_numpy(labels).unsqueeze(1).expand(scores.shape[:2])
         loss = functional.cross_entropy(scores.flatten(0, 1), wanted.flatten())
@@ -218,42 +245,60 @@ class ValidatorBrain:
         """One step of the gate; returns the mixture's loss and each miner's mean weight before it."""
         scores = self.gate_scores(lesson.tokens, lesson.uids)
         weighed = scores + self.gate.evidence(lesson.target_log_probs)
-        loss = mixture_bits(weighed, lesson.target_log_probs, lesson.answered)[lesson.scored].mean()
+        bits = mixture_bits(weighed, lesson.target_log_probs, lesson.answered)
+        loss = (bits * lesson.weights).sum() / lesson.weights.sum()
         # Evidence would soon do all the work where there are answers, and teach nothing about whom to ask: so the
         # decision must also foresee what the row will show.
         decision = decision_scores(scores, self.config.gate.prefix_bytes)
-        foreseen = foresight_loss(decision, lesson.target_log_probs, lesson.answered, lesson.scored)
+        scored = lesson.weights > 0
+        foreseen = foresight_loss(decision, lesson.target_log_probs, lesson.answered, scored)
         (loss + foreseen).backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
         self._step_gate()
         with torch.no_grad():
             answered = lesson.answered.unsqueeze(1).expand_as(scores)
             weights = mixture_log_weights(weighed, answered).exp()
-        return float(loss.detach()), weights[lesson.scored].mean(dim=0)
+        return float(loss.detach()), weights[scored].mean(dim=0)
 
     @torch.no_grad()
     def _measure(self, plan: Plan, read: ReadAnswers) -> dict[int, float]:
-        """Each miner's Shapley value in bits per byte saved by the mixture, recorded in the scores."""
+        """Each miner's Shapley value in bits per byte that the mixture saves over the baseline, put in the scores."""
         scores = self.gate_scores(torch.from_numpy(plan.tokens), plan.uids)
         decision = decision_scores(scores, self.config.gate.prefix_bytes)
-        scored = torch.from_numpy(plan.scored)
-
         weighed = scores + self.gate.evidence(read.target_log_probs)
+        weights = torch.from_numpy(plan.weights)
+        fallback = self.fallback(self.judge_baseline(plan), scores)
 
         def value(coalitions: Coalitions) -> Floats:
+            nobody = np.zeros((1, len(plan.uids)), dtype=bool)
             bits = coalition_bits(
-                torch.from_numpy(coalitions), weighed, decision, read.target_log_probs, read.answered, scored,
-                self.config.gate.k,
+                torch.from_numpy(np.vstack([nobody, coalitions])), weighed, decision, read.target_log_probs,
+                read.answered, weights, self.config.gate.k, fallback,
             )  # fmt: skip
-            return UNIFORM_BITS - bits.double().numpy()
+            return (bits[0] - bits[1:]).double().numpy()
 
         shares = shapley(value, len(plan.uids), self._rng)
         values = {uid: float(shares[at]) for at, uid in enumerate(plan.uids)}
         self.scores.record(values)
         return values
 
+    def judge_baseline(self, plan: Plan) -> Tensor:
+        """What the baseline's answers to ``plan`` would be worth, [B, T]."""
+        return self.judging.judge(
+            plan, self.baseline.answer(torch.from_numpy(plan.tokens)), torch.arange(len(plan.tokens))
+        )
+
+    @torch.no_grad()
+    def fallback(self, judged: Tensor, scores: Tensor) -> Fallback:
+        """The baseline, with its record ``judged`` [B, T], as a member that scores as the average of [B, T, K]."""
+        record = self.gate.evidence(judged.unsqueeze(-1)).squeeze(-1)
+        return Fallback(scores.mean(dim=-1) + record, judged)
+
     def weights(self) -> dict[int, int]:
         """Whole-number weights for the chain from the averaged values; a miner never measured weighs 0."""
-        return integer_weights({uid: self.scores.scores.get(uid, 0.0) for uid in self.uids})
+        found_out = self.judging.findings(self.uids)
+        return integer_weights(
+            {uid: 0.0 if uid in found_out else self.scores.scores.get(uid, 0.0) for uid in self.uids}
+        )
 
     def route(self, context: Tokens, *, reachable: Collection[int] | None = None) -> Route:
         """The top-k miners for one context (uint8 [T]), by the scores after its last byte.

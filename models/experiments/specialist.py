@@ -1,0 +1,270 @@
+"""Does a niche pay, and are copies and relays found? Miners judged by a validator's own scores and canaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moed.models.corpora import Corpus, Tokens, load_corpus
+from moed.models.judging import Judging
+from moed.models.likeness import ALIKE, MIN_ROWS, LikenessWatch, draw_canaries
+from moed.models.locks import NextByte
+from moed.models.plans import ValidatorConfig
+from moed.models.validation import ValidatorBrain
+
+from .members import Answering, Member, Say, ask, text_of, train_member
+
+DOMAINS = ("prose", "python", "tables", "c")
+NICHE = "tables"
+NICHE_WEIGHTS = (0.1, 0.25, 0.5, 1.0)
+BATCHES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much to train and to measure: the defaults are the experiment's, a test takes less."""
+
+    domains: Sequence[str] = DOMAINS
+    niche: str = NICHE
+    steps: int = 300
+    twins: int = 3
+    plans: int = 80
+    niche_weights: Sequence[float] = NICHE_WEIGHTS
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """What a copy or a relay makes of another's answers so as not to be found: all that it can, short of ruining them.
+
+    ``noise`` is the deviation of what is added to each log-probability, ``sharpness`` the power of the distribution,
+    ``own`` the share of a model of its own that is mixed in.
+    """
+
+    original: Answering
+    seed: int = 0
+    noise: float = 0.0
+    sharpness: float = 1.0
+    own: Answering | None = None
+    own_share: float = 0.0
+
+    def answer(self, tokens: Tokens) -> npt.NDArray[Any]:
+        """The original's answer, altered."""
+        log_probs = torch.from_numpy(self.original.answer(tokens).astype(np.float32)) * self.sharpness
+        if self.noise:
+            generator = torch.Generator().manual_seed(self.seed + int(tokens.sum()))
+            log_probs = log_probs + self.noise * torch.randn(log_probs.shape, generator=generator)
+        log_probs = log_probs.log_softmax(dim=-1)
+        if self.own is not None:
+            mine = torch.from_numpy(self.own.answer(tokens).astype(np.float32))
+            log_probs = torch.logaddexp(
+                log_probs + float(np.log(1 - self.own_share)), mine + float(np.log(self.own_share))
+            )
+        answered: npt.NDArray[np.float16] = log_probs.numpy().astype(np.float16)
+        return answered
+
+
+def run_specialist(*, seed: int, say: Say, scale: Scale | None = None) -> dict[str, Any]:
+    """A niche's pay by how much the niche counts, then a copy and a relay in the field, then error rates."""
+    scale = scale or Scale()
+    say(f"seed {seed}")
+    corpora = {name: load_corpus(name) for name in scale.domains}
+    say(f"{len(corpora)} specialists and {scale.twins} honest twins of one, {scale.steps} steps each ...")
+    specialists = {
+        name: train_member(name, corpus, steps=scale.steps, seed=seed + at, say=say)
+        for at, (name, corpus) in enumerate(corpora.items())
+    }
+    first = next(iter(corpora))
+    twins = [
+        train_member(f"{first}-twin-{number}", corpora[first], steps=scale.steps, seed=seed + 40 + number, say=say)
+        for number in range(scale.twins)
+    ]
+    generalist = train_member(
+        "generalist", text_of(corpora, dict.fromkeys(corpora, 1.0)), steps=scale.steps, seed=seed + 60, say=say
+    )
+    say("pay of the niche ...")
+    pay = [
+        niche_pay(corpora, [*specialists.values(), generalist], scale, weight, seed) for weight in scale.niche_weights
+    ]
+    say("a copy and a relay beside the original and an honest twin ...")
+    field = field_with_a_copy(corpora, specialists, twins[0], scale, seed)
+    say("error rates ...")
+    rates = error_rates(corpora, [*specialists.values(), *twins, generalist], specialists, seed)
+    return {
+        "experiment": "specialist",
+        "seed": seed,
+        "niche": scale.niche,
+        "pay": pay,
+        "field": field,
+        "detection": rates,
+        "held": {
+            "the_niche_earns": all(row["niche_pay"] > 0 for row in pay),
+            "in_proportion": [row["niche_pay"] for row in pay] == sorted(row["niche_pay"] for row in pay),
+            "copy_and_relay_flagged": field["flagged"] == {"copy": first, "relay": first},
+            "no_honest_flagged": rates["honest_flagged"] == 0,
+        },
+    }
+
+
+def niche_pay(
+    corpora: Mapping[str, Corpus], members: Sequence[Member], scale: Scale, weight: float, seed: int
+) -> dict[str, Any]:
+    """What share of the weights the niche's specialist gets where its lock counts ``weight`` beside 1 of each other."""
+    locks = [NextByte(corpus, weight if name == scale.niche else 1.0) for name, corpus in corpora.items()]
+    brain = ValidatorBrain(locks, ValidatorConfig(canary_rows=0), seed, gate_seed=seed)
+    brain.set_miners(range(len(members)))
+    by_uid = dict(enumerate(members))
+    for _ in range(scale.plans):
+        plan = brain.plan()
+        brain.learn(plan, ask(by_uid, plan))
+    weights = brain.weights()
+    total = sum(weights.values())
+    pay = {by_uid[uid].name: one / total if total else 0.0 for uid, one in weights.items()}
+    losses = {
+        member.name: {name: _held_out_bits(member, corpus, seed) for name, corpus in corpora.items()}
+        for member in members
+    }
+    return {
+        "niche_weight": weight,
+        "niche_share_of_stream": weight / (weight + len(corpora) - 1),
+        "niche_pay": pay[scale.niche],
+        "pay": pay,
+        "member_losses": losses,
+    }
+
+
+def _held_out_bits(member: Member, corpus: Corpus, seed: int, rows: int = 32) -> float:
+    drawn = corpus.sample("held_out", np.random.default_rng(seed), rows, 129)
+    answer = member.answer(drawn[:, :-1]).astype(np.float32)
+    told = np.take_along_axis(answer, drawn[:, 1:, None].astype(np.int64), axis=-1)
+    return float(-told.mean() / np.log(2))
+
+
+def field_with_a_copy(
+    corpora: Mapping[str, Corpus], specialists: Mapping[str, Member], twin: Member, scale: Scale, seed: int
+) -> dict[str, Any]:
+    """The running detection: a validator's plans go to originals, a twin, a noisy copy and a sharpened relay."""
+    first = next(iter(specialists))
+    original = specialists[first]
+    miners: dict[str, Answering] = {
+        **specialists,
+        "twin": twin,
+        "copy": Altered(original, seed, noise=0.3),
+        "relay": Altered(original, seed, sharpness=1.15),
+    }
+    names = list(miners)
+    brain = ValidatorBrain(list(corpora.values()), ValidatorConfig(), seed, gate_seed=seed)
+    brain.set_miners(range(len(names)), {uid: uid for uid in range(len(names))})
+    by_uid = dict(enumerate(miners.values()))
+    plans_until: dict[str, int] = {}
+    for number in range(1, scale.plans + 1):
+        plan = brain.plan()
+        brain.learn(plan, ask(by_uid, plan))
+        for uid in _flagged(brain.judging):
+            plans_until.setdefault(names[uid], number)
+    flagged = {names[uid]: names[of] for uid, of in _flagged(brain.judging).items()}
+    weights = brain.weights()
+    total = sum(weights.values())
+    return {
+        "flagged": flagged,
+        "plans_until_flagged": plans_until,
+        "likeness": {
+            name: brain.judging.likeness.likeness(names.index(first), uid)
+            for uid, name in enumerate(names)
+            if name != first
+        },
+        "pay": {names[uid]: one / total if total else 0.0 for uid, one in weights.items()},
+    }
+
+
+def _flagged(judging: Judging) -> dict[int, int]:
+    return judging.likeness.copies({})
+
+
+DISGUISES: Mapping[str, dict[str, float]] = {
+    "plain": {},
+    "noise 0.3": {"noise": 0.3},
+    "noise 0.6": {"noise": 0.6},
+    "noise 1.0": {"noise": 1.0},
+    "sharpness 0.7": {"sharpness": 0.7},
+    "sharpness 1.3": {"sharpness": 1.3},
+    "a fifth its own": {"own_share": 0.2},
+    "half its own": {"own_share": 0.5},
+}
+
+
+def error_rates(
+    corpora: Mapping[str, Corpus], honest: Sequence[Member], specialists: Mapping[str, Member], seed: int
+) -> dict[str, Any]:
+    """How often honest pairs are taken for copies, and disguised copies are missed, over batches of fresh canaries."""
+    locks = [NextByte(corpus) for corpus in corpora.values()]
+    rng = np.random.default_rng(seed)
+    batches = [draw_canaries(locks, rng, MIN_ROWS, 128) for _ in range(BATCHES)]
+    answers = {member.name: [member.answer(rows) for rows in batches] for member in honest}
+    pairs = {
+        f"{one} / {other}": [_likeness(a, b) for a, b in zip(answers[one], answers[other], strict=True)]
+        for one, other in combinations(answers, 2)
+    }
+    stranger = honest[-1]
+    copies = {}
+    costs: dict[str, list[float]] = {}
+    for name, means in DISGUISES.items():
+        found = []
+        for victim in specialists.values():
+            altered = Altered(victim, seed, own=stranger if "own_share" in means else None, **means)
+            own = answers[victim.name]
+            found += [_likeness(a, altered.answer(rows)) for a, rows in zip(own, batches, strict=True)]
+            costs.setdefault(name, []).append(_cost(victim, altered, corpora[victim.name], seed))
+        copies[name] = found
+    honest_values = [value for values in pairs.values() for value in values]
+    copy_values = [value for values in copies.values() for value in values]
+    return {
+        "threshold": ALIKE,
+        "rows": MIN_ROWS,
+        "honest_tests": len(honest_values),
+        "honest_flagged": sum(value > ALIKE for value in honest_values),
+        "honest_mean": float(np.mean(honest_values)),
+        "honest_max": float(np.max(honest_values)),
+        "closest_honest_pair": max(pairs, key=lambda pair: float(np.mean(pairs[pair]))),
+        "copy_tests": len(copy_values),
+        "copies_missed": sum(value <= ALIKE for value in copy_values),
+        "disguises": {
+            name: {
+                "likeness_min": float(np.min(values)),
+                "likeness_mean": float(np.mean(values)),
+                "missed": sum(value <= ALIKE for value in values),
+                "tests": len(values),
+                "costs_bits": float(np.mean(costs[name])),
+            }
+            for name, values in copies.items()
+        },
+        "honest": {pair: [float(np.mean(values)), float(np.max(values))] for pair, values in pairs.items()},
+    }
+
+
+def _likeness(one: npt.NDArray[Any], other: npt.NDArray[Any], first: int = 47) -> float:
+    """How alike a `LikenessWatch` finds two answers to one batch of canaries."""
+    watch = LikenessWatch()
+    read = {
+        uid: torch.from_numpy(answer[:, first:].astype(np.float32)).flatten(0, 1)
+        for uid, answer in enumerate((one, other))
+    }
+    watch.observe(read, len(one))
+    return watch.likeness(0, 1) or 0.0
+
+
+def _cost(victim: Answering, altered: Answering, corpus: Corpus, seed: int, rows: int = 16) -> float:
+    """What the disguise costs in bits per byte of the victim's own domain."""
+    drawn = corpus.sample("validation", np.random.default_rng(seed), rows, 129)
+    told = [
+        np.take_along_axis(
+            one.answer(drawn[:, :-1]).astype(np.float32), drawn[:, 1:, None].astype(np.int64), axis=-1
+        ).mean()
+        for one in (victim, altered)
+    ]
+    return float((told[0] - told[1]) / np.log(2))
