@@ -19,6 +19,7 @@ from moed import __version__
 from .chain_verbs import chain
 from .errors import EXIT_USAGE, ConfigError, SimulationFailed
 from .experiment_verbs import MODEL_VERBS, write_json
+from .key_verbs import keys
 from .plain_errors import plain_errors
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def config_show(home: Path, as_json: bool) -> None:
 
 
 moed.add_command(chain)
+moed.add_command(keys)
 
 
 @moed.command("receipts")

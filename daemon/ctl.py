@@ -19,6 +19,7 @@ import click
 from moed import __version__
 
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
+from .ledger_verbs import add_ledger_verbs
 from .places import find_socket
 
 if TYPE_CHECKING:
@@ -286,6 +287,9 @@ def stop(target: Target, as_json: bool) -> None:
         _emit(answer, as_json, "stop")
     else:
         print("the daemon is stopping")
+
+
+add_ledger_verbs(moectl)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,6 +33,11 @@ class Home:
         return self.folder / places.KEY_FILE
 
     @property
+    def next_key(self) -> Path:
+        """The key that takes the work key's place when a rotation is finished."""
+        return self.key.with_name("work.next.key")
+
+    @property
     def genesis(self) -> Path:
         return self.folder / places.GENESIS_FILE
 

@@ -16,15 +16,21 @@ from .errors import AlreadyRunning, KeyFileError
 
 
 def create_identity(path: Path) -> Identity:
-    """Draw a new key and write it to ``path``, mode 0600; an existing file is never replaced.
+    """Draw a new key and write it to ``path``, mode 0600; an existing file is never replaced. Raises `KeyFileError`."""
+    seed = secrets.token_bytes(SEED_BYTES)
+    write_key_file(path, seed)
+    return Identity(seed)
 
-    The file appears under its name only when its bytes are on the disk, so a power cut leaves a whole key or none.
+
+def write_key_file(path: Path, data: bytes) -> None:
+    """Write a file with secrets, mode 0600; one that exists is never replaced.
+
+    It appears under its name only when its bytes are on the disk, so a power cut leaves a whole key or none.
     Raises `KeyFileError`.
     """
-    seed = secrets.token_bytes(SEED_BYTES)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        _write_synced(temporary, seed)
+        _write_synced(temporary, data)
         try:
             os.link(temporary, path)  # unlike a rename, a link refuses a name that is taken
         finally:
@@ -32,13 +38,12 @@ def create_identity(path: Path) -> Identity:
         _sync_folder(path.parent)
     except FileExistsError:
         raise KeyFileError(
-            f"{path} exists already", "keep it: it is this node's identity; or choose another --home"
+            f"{path} exists already", "keep it: a key that is gone is gone; or choose another place"
         ) from None
     except OSError as error:
         raise KeyFileError(
             f"cannot write {path}: {error.strerror}", "check the folder's owner and mode, and the disk"
         ) from error
-    return Identity(seed)
 
 
 def load_identity(path: Path) -> Identity:
@@ -46,6 +51,15 @@ def load_identity(path: Path) -> Identity:
     descriptor = _open_key(path)
     try:
         return _read_key(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_seed(path: Path) -> bytes:
+    """Read the secret itself, to seal a copy of it. Raises like `load_identity`."""
+    descriptor = _open_key(path)
+    try:
+        return _read_seed(path, descriptor)
     finally:
         os.close(descriptor)
 
@@ -82,6 +96,10 @@ def _open_key(path: Path) -> int:
 
 
 def _read_key(path: Path, descriptor: int) -> Identity:
+    return Identity(_read_seed(path, descriptor))
+
+
+def _read_seed(path: Path, descriptor: int) -> bytes:
     """Check the opened file itself, not its name, so that nothing can be swapped in between."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
@@ -101,7 +119,7 @@ def _read_key(path: Path, descriptor: int) -> Identity:
         raise KeyFileError(
             f"{path} holds {found.st_size} bytes, and a key is {SEED_BYTES}", "restore the key from your copy of it"
         )
-    return Identity(seed)
+    return seed
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from .chain import Chain
 from .control.api import ControlRefused
 from .dht_view import DhtView
 from .discovery import Discovery
+from .ledger_view import LedgerView
 from .network.peers import Peers
 from .reward_answer import reward_answer
 from .store import Store
@@ -78,6 +80,12 @@ class NodeView:
         self.describe = describe
         self._dht = dht
         self._work = work
+        self.ledger = LedgerView(
+            identity,
+            lambda: chain.head,
+            lambda sender: chain.mempool.next_nonce(sender, chain.head.state),
+            partial(chain.add_transaction, origin=None),
+        )
         self._started = time.monotonic()
         self.is_ready = False
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +40,16 @@ class ControlRefused(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.remedy})"
+
+
+class Ledger(Protocol):
+    """What a node says of accounts, and sends for them; each may raise `ControlRefused`."""
+
+    def account(self, key: str | None) -> dict[str, Any]: ...
+
+    async def send(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    async def submit(self, encoded: str) -> dict[str, Any]: ...
 
 
 class ControlPlane(Protocol):
@@ -78,6 +88,11 @@ class ControlPlane(Protocol):
         ...
 
     async def losses(self) -> dict[str, Any]: ...
+
+    @property
+    def ledger(self) -> Ledger:
+        """Accounts and transactions."""
+        ...
 
     def request_stop(self) -> None:
         """Begin an orderly shutdown; returns at once."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from moed import __version__
 
-from . import answers
+from . import answers, ledger
 from . import openai_shapes as shapes
 from .api import Answer, Ask, Body, Route, Services, json_body
 from .completions import complete
@@ -97,6 +97,15 @@ _TABLE = (
         answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
     ),
     Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
+    Route("GET", "/v1/account", "What a key holds", ledger.account, ledger.AccountAnswer, ledger.AccountQuestion),
+    Route(
+        "POST", "/v1/tx/send", "Sign a transaction with the node's key and send it", ledger.send,
+        ledger.SentAnswer, ledger.SendQuestion, access=Access.ADMIN,
+    ),
+    Route(
+        "POST", "/v1/tx/submit", "Send a transaction that was signed elsewhere", ledger.submit,
+        ledger.SentAnswer, ledger.SubmitQuestion, access=Access.ADMIN,
+    ),
     Route(
         "GET", "/v1/dht/get", "Records that the network keeps under a key", _dht_get,
         answers.DhtGetAnswer, answers.DhtGetQuestion, is_heavy=True,

@@ -27,7 +27,7 @@ from moed import __version__
 from moed.consensus.explain import explain_reward
 from moed.consensus.params import CREDIT
 from moed.consensus.state import read_account
-from moed.consensus.transactions import Transfer
+from moed.consensus.transactions import SignedTransaction, Transfer
 from moed.consensus.transition import Head
 from moed.daemon.config import load_config, write_default
 from moed.daemon.control.api import ControlRefused
@@ -35,6 +35,7 @@ from moed.daemon.control.credentials import AccessRules
 from moed.daemon.control.server import ControlServer
 from moed.daemon.desk import OperatorDesk
 from moed.daemon.dht_view import DhtView
+from moed.daemon.ledger_view import LedgerView
 from moed.daemon.limits_watch import LimitsWatch
 from moed.daemon.logs import Logs, configure_logging
 from moed.daemon.network.peers import Peers
@@ -92,7 +93,15 @@ class SmallNode:
             for nonce in range(5)
         ]
         self.models = {str(uid): LetterModel(text[:-400]) for uid, text in enumerate(TEXTS.values(), start=2)}
+        self.ledger = LedgerView(key(3), lambda: self.head, self._next_nonce, self._take)
         self._started = trio.current_time()
+
+    def _next_nonce(self, sender: bytes) -> int:
+        return read_account(self.head.state, sender).nonce
+
+    async def _take(self, transaction: SignedTransaction) -> None:
+        """A transaction is final in a block of its own."""
+        self.blocks.append(grow(self.head, [key(1), key(2)], [transaction]))
 
     def request_stop(self) -> None:
         self.stopped.set()
