@@ -6,49 +6,25 @@ Exit codes: 0 done, 1 the daemon refused, 2 no daemon there, 3 wrong usage.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from moed import __version__
 
+from .ctl_operator import OPERATOR_VERBS
+from .ctl_target import SLOW_ANSWER_TIMEOUT_S, Target, emit, output_options
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
 from .ledger_verbs import add_ledger_verbs
-from .places import find_socket
 
-if TYPE_CHECKING:
-    from .client import Client
+__all__ = ["Target", "main", "moectl", "run"]
 
-CommandT = TypeVar("CommandT", bound=Callable[..., None])
-
-SLOW_ANSWER_TIMEOUT_S = 300.0  # a measurement or completion asks many miners
+COMPLETION_VARIABLE = "_MOECTL_COMPLETE"
 EXIT_INTERRUPTED = 130
 _LEVEL_COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Which daemon is meant."""
-
-    home: Path | None
-    socket: Path | None
-
-    def client(self, timeout_s: float | None = None) -> Client:
-        """A client of that daemon's socket."""
-        from .client import Client  # --help needs no HTTP
-
-        path = find_socket(self.home, self.socket)
-        return Client(path) if timeout_s is None else Client(path, timeout_s=timeout_s)
-
-
-def _json_option(command: CommandT) -> CommandT:
-    return click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")(command)
 
 
 @click.group(
@@ -68,54 +44,44 @@ def moectl(context: click.Context, home: Path | None, socket: Path | None) -> No
     context.obj = Target(home, socket)
 
 
-def _emit(answer: Any, as_json: bool, view: str) -> None:
-    """Print ``answer`` as JSON, or as the tables that ``tables.<view>_parts`` makes of it."""
-    if as_json:
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
-        return
-    from . import tables  # --json needs none
-
-    tables.show(getattr(tables, f"{view}_parts")(answer))
-
-
 @moectl.command(epilog="Example: moectl status --json")
-@_json_option
+@output_options
 @click.pass_obj
 def status(target: Target, as_json: bool) -> None:
     """Who this node is, where its chain stands, whether it is ready."""
-    _emit(target.client().get("/v1/status"), as_json, "status")
+    emit(target.client().get("/v1/status"), as_json, "status")
 
 
 @moectl.command(epilog="Example: moectl --home ~/.moed peers")
-@_json_option
+@output_options
 @click.pass_obj
 def peers(target: Target, as_json: bool) -> None:
     """Nodes that this one has a session with."""
-    _emit(target.client().get("/v1/peers"), as_json, "peers")
+    emit(target.client().get("/v1/peers"), as_json, "peers")
 
 
 @moectl.command(epilog="Example: moectl experts")
-@_json_option
+@output_options
 @click.pass_obj
 def experts(target: Target, as_json: bool) -> None:
     """Experts that the network offers."""
-    _emit(target.client().get("/v1/experts"), as_json, "experts")
+    emit(target.client().get("/v1/experts"), as_json, "experts")
 
 
 @moectl.command(epilog="Example: moectl capacity --json")
-@_json_option
+@output_options
 @click.pass_obj
 def capacity(target: Target, as_json: bool) -> None:
     """Hardware of the network, measured by its owners' nodes."""
-    _emit(target.client().get("/v1/capacity"), as_json, "capacity")
+    emit(target.client().get("/v1/capacity"), as_json, "capacity")
 
 
 @moectl.command(epilog="Example: moectl rankings")
-@_json_option
+@output_options
 @click.pass_obj
 def rankings(target: Target, as_json: bool) -> None:
     """Miners and validators as consensus ranked them in the last epoch."""
-    _emit(target.client().get("/v1/rankings"), as_json, "rankings")
+    emit(target.client().get("/v1/rankings"), as_json, "rankings")
 
 
 @moectl.group(epilog="Example: moectl why reward 3")
@@ -126,22 +92,22 @@ def why() -> None:
 @why.command(epilog="Example: moectl why reward 3 --epoch 12")
 @click.argument("uid", type=click.IntRange(0, 65535))
 @click.option("--epoch", type=click.IntRange(min=1), help="Which epoch; else the last one.")
-@_json_option
+@output_options
 @click.pass_obj
 def reward(target: Target, uid: int, epoch: int | None, as_json: bool) -> None:
     """Who rated UID, how that was clipped, ranked, bonded and paid, and what it would be without each validator."""
     answer = target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/why/reward", {"uid": uid, "epoch": epoch})
-    _emit(answer, as_json, "reward")
+    emit(answer, as_json, "reward")
 
 
 @moectl.command(epilog="Example: moectl chain --limit 5")
 @click.option("--start", type=click.IntRange(min=0), help="List blocks from this height on; else the newest.")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many blocks.")
-@_json_option
+@output_options
 @click.pass_obj
 def chain(target: Target, start: int | None, limit: int, as_json: bool) -> None:
     """The head of the state chain and its blocks."""
-    _emit(target.client().get("/v1/chain", {"start": start, "limit": limit}), as_json, "chain")
+    emit(target.client().get("/v1/chain", {"start": start, "limit": limit}), as_json, "chain")
 
 
 @moectl.group(epilog="Example: moectl dht table")
@@ -151,32 +117,32 @@ def dht() -> None:
 
 @dht.command(epilog="Example: moectl dht get topic:here")
 @click.argument("key")
-@_json_option
+@output_options
 @click.pass_obj
 def get(target: Target, key: str, as_json: bool) -> None:
     """Records under KEY, asked of the network now: peer:NODE_ID, topic:NAME, all:NAME or 40 hexadecimal digits."""
-    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/get", {"key": key}), as_json, "dht_get")
+    emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/get", {"key": key}), as_json, "dht_get")
 
 
 @dht.command(epilog="Example: moectl dht table --json")
-@_json_option
+@output_options
 @click.pass_obj
 def table(target: Target, as_json: bool) -> None:
     """The routing table, bucket by bucket."""
-    _emit(target.client().get("/v1/dht/table"), as_json, "dht_table")
+    emit(target.client().get("/v1/dht/table"), as_json, "dht_table")
 
 
 @dht.command(epilog="Example: moectl dht lookup 0123456789abcdef0123456789abcdef01234567")
 @click.argument("node_id", metavar="ID")
-@_json_option
+@output_options
 @click.pass_obj
 def lookup(target: Target, node_id: str, as_json: bool) -> None:
     """Look for the nodes nearest to ID, and show the path, hop by hop, with times."""
-    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/lookup", {"id": node_id}), as_json, "dht_lookup")
+    emit(target.client(SLOW_ANSWER_TIMEOUT_S).get("/v1/dht/lookup", {"id": node_id}), as_json, "dht_lookup")
 
 
 @moectl.command(epilog="Example: moectl doctor")
-@_json_option
+@output_options
 @click.pass_obj
 def doctor(target: Target, as_json: bool) -> None:
     """Ask peers where they see this node and whether they can dial it back, over UDP and TCP.
@@ -184,7 +150,7 @@ def doctor(target: Target, as_json: bool) -> None:
     Exits with 1 if the node knows nobody or cannot be dialled.
     """
     answer = target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/doctor")
-    _emit(answer, as_json, "doctor")
+    emit(answer, as_json, "doctor")
     if not answer["contacts"] or answer["udp"] is False or answer["tcp"] is False:
         raise click.exceptions.Exit(EXIT_FAILED)
 
@@ -196,7 +162,7 @@ def doctor(target: Target, as_json: bool) -> None:
     "--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 takes the likeliest byte."
 )
 @click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), help="Makes a draw at a temperature repeatable.")
-@_json_option
+@output_options
 @click.pass_obj
 def complete(target: Target, text: str, max_bytes: int, temperature: float, seed: int | None, as_json: bool) -> None:
     """Continue TEXT through the mixture of experts; "-" reads it from standard input."""
@@ -204,7 +170,7 @@ def complete(target: Target, text: str, max_bytes: int, temperature: float, seed
     body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
     client = target.client(SLOW_ANSWER_TIMEOUT_S)
     if as_json:
-        _emit(client.post("/v1/complete", body), as_json, "complete")
+        emit(client.post("/v1/complete", body), as_json, "complete")
         return
     shares: dict[str, float] = {}
     for event in client.stream("POST", "/v1/complete", body=body):
@@ -226,11 +192,11 @@ def _printable_text(text: str) -> str:
 
 
 @moectl.command(epilog="Example: moectl losses --json")
-@_json_option
+@output_options
 @click.pass_obj
 def losses(target: Target, as_json: bool) -> None:
     """Measure the mixture on held-out text, beside its best expert and their plain average."""
-    _emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/losses"), as_json, "losses")
+    emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/losses"), as_json, "losses")
 
 
 @moectl.command(epilog="Example: moectl logs -f --level warning")
@@ -244,7 +210,7 @@ def losses(target: Target, as_json: bool) -> None:
     show_default=True,
     help="The least severe lines to show.",
 )
-@_json_option
+@output_options
 @click.pass_obj
 def logs(target: Target, follow: bool, lines: int, since: int | None, level: str, as_json: bool) -> None:
     """The daemon's last log lines."""
@@ -265,6 +231,8 @@ def logs(target: Target, follow: bool, lines: int, since: int | None, level: str
 
 def _print_log(line: dict[str, Any], as_json: bool) -> None:
     if as_json:
+        import json
+
         print(json.dumps(line, ensure_ascii=False), flush=True)
         return
     from .tables import log_text
@@ -278,18 +246,20 @@ def _say_dropped(count: int) -> None:
 
 
 @moectl.command(epilog="Example: sudo moectl stop")
-@_json_option
+@output_options
 @click.pass_obj
 def stop(target: Target, as_json: bool) -> None:
     """Stop the daemon in order: running requests end first."""
     answer = target.client().post("/v1/stop")
     if as_json:
-        _emit(answer, as_json, "stop")
+        emit(answer, as_json, "stop")
     else:
         print("the daemon is stopping")
 
 
 add_ledger_verbs(moectl)
+for verb in OPERATOR_VERBS:
+    moectl.add_command(verb)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -302,6 +272,10 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         # Not `moectl.main`: it ends a broken pipe with 1, which here means that the daemon refused.
         given = list(sys.argv[1:] if arguments is None else arguments)
+        if COMPLETION_VARIABLE in os.environ:
+            from click.shell_completion import shell_complete
+
+            return shell_complete(moectl, {}, "moectl", COMPLETION_VARIABLE, os.environ[COMPLETION_VARIABLE])
         with moectl.make_context("moectl", given) as context:
             moectl.invoke(context)
         sys.stdout.flush()

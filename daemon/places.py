@@ -6,9 +6,7 @@ Only the standard library is imported here, because `moectl` loads this before a
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from hashlib import blake2b
 from pathlib import Path
 
 from .errors import ConfigError
@@ -37,12 +35,16 @@ def place_socket(home: Path, configured: str | None, environ: Mapping[str, str])
             f"the socket path {wanted} is longer than {MAX_SOCKET_PATH_BYTES} bytes and XDG_RUNTIME_DIR is not set",
             "set a shorter socket under [node], or set XDG_RUNTIME_DIR",
         )
+    from hashlib import blake2b  # most homes have short paths, and --help has none
+
     # The hash keeps the sockets of two homes apart that both moved here.
     return runtime / "moed" / f"{blake2b(os.fsencode(wanted), digest_size=8).hexdigest()}.sock"
 
 
 def socket_of_home(home: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """The socket that the daemon of ``home`` uses, read leniently: only ``[node] socket`` matters here."""
+    import tomllib
+
     home = home.expanduser().absolute()
     configured = None
     try:

@@ -41,6 +41,7 @@ TABLES = {
                  "answer_bytes", "served_us"),
     "peers": ("node_id", "host", "port", "last_seen"),
     "metrics": ("name", "labels", "value"),
+    "tables": ("name", "columns"),
 }  # fmt: skip
 """Every table and its columns. Ids, keys and hashes are lower-case hex; what is no number or text is JSON."""
 
@@ -113,6 +114,8 @@ def _open(database: Path, registry: CollectorRegistry) -> sqlite3.Connection:
             db.execute(statement)
         db.execute("CREATE TEMP TABLE metrics (name TEXT, labels TEXT, value REAL)")
         db.executemany("INSERT INTO temp.metrics VALUES (?, ?, ?)", _samples(registry))
+        db.execute("CREATE TEMP TABLE tables (name TEXT, columns TEXT)")
+        db.executemany("INSERT INTO temp.tables VALUES (?, ?)", ((name, ", ".join(TABLES[name])) for name in TABLES))
     except sqlite3.Error:
         db.close()
         raise
@@ -170,7 +173,7 @@ def _record(key: bytes, value: bytes) -> str:
 def _calls(encoded: bytes) -> str:
     """Every call of one sheet of receipts."""
     signed = decode_record(encoded, SignedSheet)
-    sheet = signed.sheet
+    sheet = signed.read()
     about = {
         "sheet": signed.hash.hex(),
         "server": sheet.server.hex(),

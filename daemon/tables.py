@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 UNITS_PER_CREDIT = 10**9
 SHORT_ID_CHARS = 10
+WHOLE_ID_CHARS = 128
+_id_chars = [SHORT_ID_CHARS]
 _GAP = "  "
 
 
@@ -79,7 +81,12 @@ def clean(text: str) -> str:
 
 def short(identifier: str | None) -> str:
     """The start of an id or hash."""
-    return "-" if not identifier else identifier[:SHORT_ID_CHARS]
+    return "-" if not identifier else identifier[: _id_chars[0]]
+
+
+def show_whole_ids() -> None:
+    """Let `short` leave ids whole from now on: ``-o wide`` of this process."""
+    _id_chars[0] = WHOLE_ID_CHARS
 
 
 def percent(share: float | None) -> str:
@@ -419,6 +426,44 @@ def config_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
         for one in found["settings"]
     ]
     return [Table("Configuration", ("key", "value", "from", "live"), rows)]
+
+
+def reload_parts(done: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """POST /v1/config/reload."""
+    return [
+        {
+            "changed": ", ".join(done["changed"]) or "nothing",
+            "waits for the next start": ", ".join(done["waiting_for_restart"]) or "nothing",
+        }
+    ]
+
+
+def sql_parts(answer: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """POST /v1/sql."""
+    rows = [[_cell(value) for value in row] for row in answer["rows"]]
+    title = _counted(len(rows), "row") + (", and more that are left out" if answer["truncated"] else "")
+    return [Table(title, answer["columns"], rows)]
+
+
+def resources_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/resources."""
+    network = found["network"]
+    rows = [
+        ["memory", size(found["memory"]["used_bytes"]), size(found["memory"]["limit_bytes"])],
+        ["disk of the home", size(found["disk"]["used_bytes"]), size(found["disk"]["limit_bytes"])],
+        ["disk free", size(found["disk"]["free_bytes"]), "-"],
+        ["open files", str(found["files"]["used"]), str(found["files"]["limit"])],
+        ["CPU time", duration(found["cpu"]["seconds"]), "-"],
+        ["threads", str(found["cpu"]["threads"]), f"{found['cpu']['torch_threads']} for torch"],
+        ["sent to peers", size(network["sent_bytes"]), _per_second(network["upload_limit_bytes_per_s"])],
+        ["received from peers", size(network["received_bytes"]), _per_second(network["download_limit_bytes_per_s"])],
+        ["loop lag, longest", f"{found['loop_lag_ms']['max']:.1f} ms", "-"],
+    ]
+    return [Table("Resources", ("what", ">used", ">limit"), rows)]
+
+
+def _per_second(count: int | None) -> str:
+    return "-" if count is None else f"{size(count)}/s"
 
 
 def log_text(line: Mapping[str, Any]) -> str:

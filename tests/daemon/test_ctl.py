@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import click
@@ -61,6 +64,9 @@ VERBS: dict[str, tuple[str, ...]] = {
     "table": (),
     "lookup": (identity(1).node_id.hex(),),
     "doctor": (),
+    "resources": (),
+    "sql": ("select height, hash from blocks",),
+    "config": ("show",),
 }
 GROUPS = {"reward": ("why",), "get": ("dht",), "table": ("dht",), "lookup": ("dht",)}
 """Verbs that stand under another one."""
@@ -88,6 +94,9 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
         ("table", ["contacts  1", "SHARED BITS", "127.0.0.1:"]),
         ("lookup", ["HOP", "ANSWER", "127.0.0.1:", "Nearest nodes"]),
         ("doctor", ["DHT contacts          1", "nobody could be asked", "full node"]),
+        ("resources", ["WHAT", "memory", "MiB", "disk free"]),
+        ("sql", ["5 rows", "HEIGHT", "HASH"]),
+        ("config", ["node.port", "4811", "config.toml, line", "log.level", "default"]),
         ("reward", ["uid 2 in epoch 1 (height 100)", "Rated by", "PAYMENT WITHOUT", "75.0 %"]),
     ],
 )  # fmt: skip
@@ -106,6 +115,94 @@ def test_a_completion_is_printed_as_text(home: Path) -> None:
     plain = moectl("--home", str(home), "complete", "The import sta", "--max-bytes", "4")
     from_stdin = moectl("--home", str(home), "complete", "-", "--max-bytes", "4", stdin="The import sta")
     assert plain.stdout == from_stdin.stdout == as_json["text"] + "\n"
+
+
+def test_ids_are_whole_where_they_are_asked_for(home: Path) -> None:
+    """-o wide shows what --json does, in the same table."""
+    node_id = json.loads(moectl("--home", str(home), "peers", "-o", "json").stdout)[0]["node_id"]
+    assert node_id in moectl("--home", str(home), "peers", "-o", "wide").stdout
+    assert node_id not in moectl("--home", str(home), "peers").stdout
+
+
+def test_events_are_followed_and_filtered(home: Path) -> None:
+    """Old ones with their numbers, by name; from a number on; as JSON one object a line."""
+    for number in range(3):
+        structlog.get_logger().info("test.happened", number=number)
+    told = moectl("--home", str(home), "events", "--filter", "test.*", "--json").stdout.splitlines()
+    assert [json.loads(line)["number"] for line in told] == [0, 1, 2]
+    since = str(json.loads(told[0])["sequence"])
+    plain = moectl("--home", str(home), "events", "--since", since, "--filter", "test.*", "-o", "wide").stdout
+    assert [line.rpartition("=")[2] for line in plain.splitlines()] == ["1", "2"]
+
+
+def test_waiting_ends_by_what_it_finds(home: Path, tmp_path: Path) -> None:
+    """0 where the daemon is ready, 2 where none comes."""
+    done = moectl("--home", str(home), "wait", "--for", "synced", "--json")
+    assert (done.returncode, json.loads(done.stdout)["synced"]) == (0, True)
+    none = moectl("--home", str(tmp_path), "wait", "--timeout", "0.2")
+    assert (none.returncode, none.stderr) == (2, "moectl: no daemon came within 0.2 s\n")
+
+
+def test_settings_change_live_and_go_back(home: Path) -> None:
+    """A number, a word and none; what is not live is refused with 1."""
+    changed = json.loads(moectl("--home", str(home), "config", "set", "limits.disk_mib", "100000", "--json").stdout)
+    now = {one["key"]: one for one in changed["settings"]}
+    assert (now["limits.disk_mib"]["value"], now["limits.disk_mib"]["source"]) == (100_000, "set while it runs")
+    assert moectl("--home", str(home), "config", "set", "limits.disk_mib", "none").returncode == 0
+    refused = moectl("--home", str(home), "config", "set", "node.port", "1")
+    assert (refused.returncode, "cannot change" in refused.stderr) == (1, True)
+    assert "nothing" in moectl("--home", str(home), "config", "reload").stdout
+
+
+def test_top_is_drawn(home: Path, tmp_path: Path) -> None:
+    """Once as text into a pipe, and as a picture that says the same."""
+    text = moectl("--home", str(home), "top", "--once", COLUMNS="118").stdout
+    for word in ("ready", "validator uid 0", "this machine", "memory", "ranking after epoch 0", "python", "events"):
+        assert word in text
+    assert moectl("--home", str(home), "top", "--svg", str(tmp_path / "top.svg")).returncode == 0
+    picture = (tmp_path / "top.svg").read_text()
+    assert picture.startswith("<svg")
+    assert "ranking" in picture
+    assert json.loads(moectl("--home", str(home), "top", "--json").stdout)["status"]["ready"] is True
+
+
+def test_a_bug_report_hides_addresses_and_lists_itself(home: Path, tmp_path: Path) -> None:
+    """The same address is the same number everywhere; the list is what is in the file; nothing is overwritten."""
+    structlog.get_logger().warning(
+        "peer.refused", address="203.0.113.7:4700", other="[2001:db8::7]:4700", at="12:30:05"
+    )
+    structlog.get_logger().warning("peer.refused", address="203.0.113.7:4701", name="node.example.org:4700")
+    file = tmp_path / "report.tar.gz"
+    made = json.loads(moectl("--home", str(home), "bugreport", "--file", str(file), "--json").stdout)
+    with tarfile.open(file) as bundle:
+        parts = {
+            entry.name.rpartition("/")[2]: (bundle.extractfile(entry) or BytesIO()).read().decode() for entry in bundle
+        }
+    assert {entry["name"]: entry["bytes"] for entry in made["contents"]} == {
+        name: len(text.encode()) for name, text in parts.items()
+    }
+    text = "".join(parts.values())
+    for hidden in ("203.0.113.7", "2001:db8", "example.org"):
+        assert hidden not in text
+    first, second = [json.loads(line) for line in parts["log.jsonl"].splitlines() if "peer.refused" in line][-2:]
+    assert first["address"].partition(":")[0] == second["address"].partition(":")[0] == "host-1"
+    assert first["at"] == "12:30:05"
+    assert "refused" in parts["status.json"] or json.loads(parts["status.json"])["ready"]
+    again = moectl("--home", str(home), "bugreport", "--file", str(file))
+    assert again.returncode == 3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_words_are_completed(home: Path, shell: str) -> None:
+    """The script is for that shell, and the shell's question is answered with verbs."""
+    if shell == "bash" and shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    script = moectl("completion", shell).stdout
+    assert f"_MOECTL_COMPLETE={shell}_complete" in script
+    words = {"COMP_WORDS": "moectl ran", "COMP_CWORD": "1" if shell != "fish" else "ran"}
+    told = moectl(_MOECTL_COMPLETE=f"{shell}_complete", **words)
+    assert "rankings" in told.stdout
+    assert "status" not in told.stdout
 
 
 def test_logs_are_lines_for_people_or_programs(home: Path) -> None:

@@ -15,12 +15,16 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from moed.daemon.client import Client
 from moed.daemon.errors import DaemonRefused
-from moed.daemon.sql_view import MAX_ROWS, TABLES
+from moed.daemon.sql_view import MAX_ROWS, TABLES, run_sql
+from moed.daemon.store import Store
 from moed.protocol.codec import decode_item, read_head
+from moed.protocol.receipts import CallReceipt, ReceiptSheet, claim_sheet
 from moed.protocol.tensors import plain_array, read_tensor, wire_tensor
+from support.chains import key, make_genesis
 from support.control_plane import SmallNode, daemon_thread
 
 
@@ -112,6 +116,23 @@ def test_sql_reads_blocks_state_and_metrics(client: Client) -> None:
     assert select(client, "select sum(transactions) from blocks") == [[5]]
     assert select(client, "select kind, count(*) from state group by kind order by kind")[0][0] == "Account"
     assert select(client, "select value from metrics where name = 'moed_chain_height'") == [[5.0]]
+
+
+def test_sql_reads_receipts_call_by_call(tmp_path: Path) -> None:
+    """One row for each call of each sheet, with both parties' names."""
+    genesis = make_genesis()
+    calls = tuple(
+        CallReceipt(sequence=number, method="expert.forward", request_bytes=7, answer_bytes=9, served_us=number)
+        for number in range(1, 4)
+    )
+    sheet = ReceiptSheet(
+        server=key(1).public_key, caller=key(2).public_key, session=bytes(32), number=1, closed_ms=5, calls=calls
+    )
+    with Store(tmp_path / "chain.db", genesis) as store:
+        store.keep_receipts([claim_sheet(key(1), genesis.network_id, sheet)])
+    query = "select caller, method, sum(served_us), sum(request_bytes), min(signed_by_both) from receipts group by 1, 2"
+    answer = run_sql(tmp_path / "chain.db", CollectorRegistry(), query)
+    assert answer["rows"] == [[key(2).public_key.hex(), "expert.forward", 6, 21, 0]]
 
 
 @pytest.mark.parametrize("table", TABLES)

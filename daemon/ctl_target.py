@@ -1,0 +1,74 @@
+"""What every verb of `moectl` shares: which daemon is meant, the options for output, and how an answer is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .client import Client
+
+SLOW_ANSWER_TIMEOUT_S = 300.0  # a measurement or completion asks many miners
+
+
+class Target(NamedTuple):
+    """Which daemon is meant."""
+
+    home: Path | None
+    socket: Path | None
+
+    def client(self, timeout_s: float | None = None) -> Client:
+        """A client of that daemon's socket."""
+        from .client import Client  # --help needs no HTTP
+        from .places import find_socket
+
+        path = find_socket(self.home, self.socket)
+        return Client(path) if timeout_s is None else Client(path, timeout_s=timeout_s)
+
+
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--json`` and ``-o table|wide|json``; the command gets ``as_json``."""
+
+    @wraps(command)
+    def run(*arguments: Any, output: str, as_json: bool, **options: Any) -> None:
+        if output == "wide":
+            from . import tables
+
+            tables.show_whole_ids()
+        command(*arguments, as_json=as_json or output == "json", **options)
+
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON."),
+        click.option(
+            "-o",
+            "--output",
+            type=click.Choice(["table", "wide", "json"]),
+            default="table",
+            show_default=True,
+            help="How to show it; wide gives whole ids.",
+        ),
+    ):
+        run = option(run)
+    return run
+
+
+def print_json(answer: Any) -> None:
+    """``answer`` as people and programs read it."""
+    import json
+
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def emit(answer: Any, as_json: bool, view: str) -> None:
+    """Print ``answer`` as JSON, or as the tables that ``tables.<view>_parts`` makes of it."""
+    if as_json:
+        print_json(answer)
+        return
+    from . import tables  # --json needs none
+
+    tables.show(getattr(tables, f"{view}_parts")(answer))
