@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,10 @@ from .turns import replace_members
 MAX_GENESIS_BYTES = 1 << 24
 
 
+Workload = Literal["pre-processing", "training", "fine-tuning", "inference"]
+WORKLOADS: tuple[Workload, ...] = ("pre-processing", "training", "fine-tuning", "inference")
+
+
 class GenesisAccount(Record, frozen=True, kw_only=True):
     """One key's start: balance and stake in units; ``is_validator`` gives it a uid and the permit to sign blocks.
 
@@ -48,12 +52,16 @@ class GenesisAccount(Record, frozen=True, kw_only=True):
 
 
 class Genesis(Record, frozen=True, kw_only=True):
-    """The file that makes a network: every node of one network holds the same."""
+    """The file that makes a network: every node of one network holds the same.
+
+    ``workloads`` is the work that its nodes do for each other; a network may be for one alone.
+    """
 
     version: Annotated[int, Meta(ge=1, le=1)] = 1
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     created_ms: NonNegative
     params: ChainParams
+    workloads: tuple[Workload, ...] = WORKLOADS
     accounts: tuple[GenesisAccount, ...]
 
     @property
@@ -83,6 +91,8 @@ def _check(genesis: Genesis) -> None:
     keys = [account.public_key for account in genesis.accounts]
     if len(set(keys)) != len(keys):
         raise InvalidGenesis("accounts of the genesis", "each key once", "a repeated key")
+    if not genesis.workloads or len(set(genesis.workloads)) != len(genesis.workloads):
+        raise InvalidGenesis("workloads of the genesis", "one or more, each once", genesis.workloads)
     validators = [account for account in genesis.accounts if account.is_validator]
     if not any(account.stake for account in validators):
         raise InvalidGenesis("validators of the genesis", "at least one with stake", "none")

@@ -49,8 +49,16 @@ def moed() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="One number for TCP and UDP.  [default: 4700]")
 @click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="A node to join first; may be given again.")
 @click.option("--genesis", type=FILE, help="The genesis of the network to join.")
+@click.option("--workload", multiple=True, metavar="WORK", help="A new network does this alone; may be given again.")
 @plain_errors
-def init(home: Path, role: str, port: int | None, bootstrap: tuple[str, ...], genesis: Path | None) -> None:
+def init(
+    home: Path,
+    role: str,
+    port: int | None,
+    bootstrap: tuple[str, ...],
+    genesis: Path | None,
+    workload: tuple[str, ...],
+) -> None:
     """Make a node's home: key, configuration, genesis.
 
     Without --genesis the node is a network of its own, with itself as the one validator. To join others, give
@@ -59,9 +67,11 @@ def init(home: Path, role: str, port: int | None, bootstrap: tuple[str, ...], ge
     \b
     moed init --home ~/.moed --role miner --genesis genesis.json --bootstrap example.org:4700
     """
-    from .home import initialise
+    from .home import initialise, workloads_of
 
-    made = initialise(home, role=role, port=port, bootstrap=bootstrap, genesis_file=genesis)
+    made = initialise(
+        home, role=role, port=port, bootstrap=bootstrap, genesis_file=genesis, workloads=workloads_of(workload)
+    )
     click.echo(f"node {made.node_id} of network {made.network_name} ({made.network_id[:12]}) in {home}")
     click.echo(f"start it with: moed run --home {home}")
 

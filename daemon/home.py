@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moed.consensus.errors import InvalidGenesis
-from moed.consensus.genesis import Genesis, GenesisAccount, decode_genesis, encode_genesis
+from moed.consensus.genesis import (
+    WORKLOADS,
+    Genesis,
+    GenesisAccount,
+    Workload,
+    decode_genesis,
+    encode_genesis,
+)
 from moed.consensus.params import CREDIT, ChainParams
 from moed.protocol.identity import Identity
 
@@ -72,7 +79,9 @@ def read_genesis(path: Path) -> Genesis:
         raise GenesisError(f"{path} is no genesis: {error}", "copy the network's own genesis file again") from error
 
 
-def solo_genesis(identity: Identity, *, params: ChainParams | None = None) -> Genesis:
+def solo_genesis(
+    identity: Identity, *, params: ChainParams | None = None, workloads: tuple[Workload, ...] = WORKLOADS
+) -> Genesis:
     """The genesis of a network whose one validator is ``identity``: final at once, and open to others."""
     account = GenesisAccount(
         public_key=identity.public_key.hex(), balance=1_000 * CREDIT, stake=1_000 * CREDIT, is_validator=True
@@ -81,6 +90,7 @@ def solo_genesis(identity: Identity, *, params: ChainParams | None = None) -> Ge
         name=f"solo-{identity.node_id.hex()[:8]}",
         created_ms=int(time.time() * 1000),
         params=params or ChainParams(),
+        workloads=workloads,
         accounts=(account,),
     )
 
@@ -89,6 +99,14 @@ def write_genesis(path: Path, genesis: Genesis) -> None:
     """Write a genesis file that does not exist yet."""
     with path.open("xb") as file:
         file.write(encode_genesis(genesis))
+
+
+def workloads_of(names: tuple[str, ...]) -> tuple[Workload, ...]:
+    """The workloads of these names. Raises `ConfigError` naming one that is none."""
+    unknown = set(names) - set(WORKLOADS)
+    if unknown:
+        raise ConfigError(f"{min(unknown)!r} is no workload", f"it is one of: {', '.join(WORKLOADS)}")
+    return tuple(one for one in WORKLOADS if one in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +125,14 @@ def initialise(
     port: int | None = None,
     bootstrap: tuple[str, ...] = (),
     genesis_file: Path | None = None,
+    workloads: tuple[Workload, ...] = (),
 ) -> Initialised:
     """Make a home with key, configuration and genesis. Raises a `NodeError`; nothing that exists is replaced.
 
-    Without ``genesis_file`` the node is the one validator of a network of its own.
+    Without ``genesis_file`` the node is the one validator of a network of its own, which does ``workloads``, or all.
     """
+    if workloads and genesis_file is not None:
+        raise ConfigError("--workload is for a new network, and --genesis names one", "give one of the two")
     if bootstrap and genesis_file is None:
         raise ConfigError(
             "--bootstrap names a network to join, and --genesis is missing",
@@ -129,6 +150,6 @@ def initialise(
     write_default(home.config, role=role, port=port or DEFAULT_PORT, bootstrap=list(bootstrap))
     identity = create_identity(home.key)
     if genesis is None:
-        genesis = solo_genesis(identity)
+        genesis = solo_genesis(identity, workloads=workloads or WORKLOADS)
     write_genesis(home.genesis, genesis)
     return Initialised(identity.node_id.hex(), genesis.network_id.hex(), genesis.name)

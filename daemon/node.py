@@ -48,6 +48,7 @@ from .signer import Signer
 from .store import Store
 from .supervise import forever, heed_signals
 from .views import NodeView
+from .workloads import admitted
 
 logger = structlog.get_logger()
 
@@ -151,7 +152,7 @@ class Node:
         discovery = Discovery(dht, peers, self._identity.node_id)
         role = take_role(Surroundings(self.config, self._identity, chain, peers, discovery))
         gc.freeze()  # what was imported lives as long as the process; collections need not look at it again
-        peers.add_handlers(role.handlers)
+        peers.add_handlers(admitted(role.handlers, chain.head.genesis.workloads))
         peers.add_handlers(receipts.handlers())
         describe = partial(self._describe, chain, role)
         view = NodeView(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,6 +47,10 @@ class Mixture(Protocol):
     ) -> AsyncIterator[dict[str, Any]]: ...
 
     async def losses(self) -> dict[str, Any]: ...
+
+    async def route(self, text: bytes) -> dict[str, Any]: ...
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]: ...
 
     async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]: ...
 
@@ -100,6 +104,7 @@ class NodeView:
             "public_key": self._identity.public_key.hex(),
             "network": head.network_id.hex(),
             "network_name": head.genesis.name,
+            "workloads": list(head.genesis.workloads),
             "version": __version__,
             "role": self._role,
             "uid": read_account(head.state, self._identity.public_key).uid,
@@ -255,6 +260,12 @@ class NodeView:
 
     async def losses(self) -> dict[str, Any]:
         return await self._mixture.losses()
+
+    async def route(self, text: bytes) -> dict[str, Any]:
+        return await self._mixture.route(text)
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]:
+        return await self._mixture.teach(texts, steps=steps)
 
     async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
         return await self._mixture.forward(inputs)

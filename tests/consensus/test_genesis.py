@@ -54,6 +54,9 @@ def test_a_genesis_is_the_same_after_its_file() -> None:
         ("accounts", [account(1, stake=MAX_INTEGER, is_validator=True), account(2, balance=1)]),
         ("accounts", [account(1, stake=2**64, is_validator=True)]),
         ("nonsense", 1),
+        ("workloads", []),
+        ("workloads", ["inference", "inference"]),
+        ("workloads", ["gambling"]),
     ],
 )
 def test_a_value_that_would_stop_the_chain_later_is_refused_now(name: str, value: object) -> None:
