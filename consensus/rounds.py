@@ -9,84 +9,19 @@ wire, sends it, and gives it back here; the machine counts its own votes like an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import IntEnum
 
 from moed.protocol.errors import Malformed, Unexpected
 
 from .blocks import MAX_ROUND, NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind
+from .effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from .params import ChainParams
 from .state import ValidatorSet
 from .tally import Tally
-from .turns import power_of, proposer
+from .turns import next_turn, power_of
 
 MAX_ROUNDS_AHEAD = 50
-"""Votes further ahead than this are not kept: memory stays bounded whatever peers send."""
-
-
-class Step(IntEnum):
-    """Where the machine stands in its round."""
-
-    WAITING = 0  # for the block interval to pass
-    PROPOSE = 1
-    PREVOTE = 2
-    PRECOMMIT = 3
-    DECIDED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Timeout:
-    """Names what is awaited; one that comes late changes nothing."""
-
-    height: int
-    round: int
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """It is our turn: sign ``block``, or a new one if it is None, for this round."""
-
-    round: int
-    valid_round: int
-    block: Block | None
-
-
-@dataclass(frozen=True, slots=True)
-class CastVote:
-    """Persist, sign and send this vote; a precommit for a block comes with the proposal that it locks on."""
-
-    kind: VoteKind
-    round: int
-    block_hash: bytes
-    locks_on: Proposal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleTimeout:
-    """Give ``timeout`` to `Rounds.on_timeout` after this many milliseconds."""
-
-    timeout: Timeout
-    after_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """The block is final."""
-
-    block: Block
-    commit: Commit
-
-
-@dataclass(frozen=True, slots=True)
-class Equivocation:
-    """Two different votes of one validator in one round: proof that it lies."""
-
-    first: Vote
-    second: Vote
-
-
-Effect = Propose | CastVote | ScheduleTimeout | Decide | Equivocation
+"""Proposals further ahead than this are refused, and of votes the latest of each validator is kept: memory stays
+bounded whatever peers send, and who was away for long still hears where the others are."""
 
 
 class Rounds:
@@ -123,6 +58,8 @@ class Rounds:
         self._valid: tuple[int, Block | None] = (-1, None)
         self._fired: set[tuple[str, int]] = set()
         self._resumed: tuple[int, Step] | None = None
+        self._turns: list[bytes] = []
+        self._next_turn = validators
 
     # what comes in
 
@@ -155,28 +92,47 @@ class Rounds:
                 self._valid = (vote.round, self._find_block(vote.block_hash))
         self._resumed = last if last[0] >= 0 else None
 
-    def on_proposal(self, proposal: Proposal) -> list[Effect]:
-        """Take a proposal. Raises `Unexpected`, `BadSignature` or `Malformed`; then nothing changed."""
-        self._require_this_height(proposal.height, proposal.round)
-        turn = proposer(self.tally.validators, proposal.round)
-        proposal.check_signature(self._network_id, turn)
+    def check_proposal(self, proposal: Proposal) -> None:
+        """Raise `Unexpected`, `BadSignature` or `Malformed` unless this is a proposal of whose turn it is, in one piece.
+
+        Whether its block holds is another question, and costs more.
+        """
+        self._require_this_height(proposal.height)
+        if proposal.round > min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND):
+            raise Unexpected(f"a proposal for round {proposal.round} while in round {self.round}")
+        proposal.check_signature(self._network_id, self.turn(proposal.round))
         if proposal.valid_round >= proposal.round:
             raise Unexpected(f"a valid round of {proposal.valid_round} is not before round {proposal.round}")
+        self._require_its_author(proposal)
         # The signature covers the header alone: whoever passes the proposal on could put another body behind it, and
         # the honest one would then count as known, and its hash as that of an invalid block.
         if not proposal.block.is_whole:
             raise Malformed("the proposed block does not hold what its header names")
-        self.proposals.setdefault(proposal.round, proposal)
-        return self._react()
+
+    def on_proposal(self, proposal: Proposal) -> list[Effect]:
+        """Take a proposal that `check_proposal` has let pass, or one of our own; the first one of a round stays."""
+        known = self.proposals.setdefault(proposal.round, proposal)
+        lied: list[Effect] = []
+        if (known.block.hash, known.valid_round) != (proposal.block.hash, proposal.valid_round):
+            lied = [Equivocation(self.turn(proposal.round), known, proposal)]
+        return lied + self._react()
+
+    def has_proposal(self, proposal: Proposal) -> bool:
+        """Whether this very proposal is known already."""
+        known = self.proposals.get(proposal.round)
+        return known is not None and known.signature == proposal.signature
 
     def on_vote(self, vote: Vote) -> list[Effect]:
         """Take a vote. Raises `Unexpected` or `BadSignature`; then nothing changed."""
-        self._require_this_height(vote.height, vote.round)
-        if power_of(self.tally.validators, vote.validator) == 0:
+        self._require_this_height(vote.height)
+        if self.tally.power(vote.validator) == 0:
             raise Unexpected("a vote by a key that is no validator of this height")
         vote.check_signature(self._network_id)
+        if vote.round > self.round + MAX_ROUNDS_AHEAD:
+            self.tally.keep_far(vote)
+            return self._react()
         earlier = self.tally.add(vote)
-        lied: list[Effect] = [Equivocation(earlier, vote)] if earlier is not None else []
+        lied: list[Effect] = [Equivocation(vote.validator, earlier, vote)] if earlier is not None else []
         return lied + self._react()
 
     def on_timeout(self, timeout: Timeout) -> list[Effect]:
@@ -195,6 +151,13 @@ class Rounds:
         """Whether this validator's vote of that round and kind is counted already."""
         return self.tally.has_vote(vote)
 
+    def turn(self, round_number: int) -> bytes:
+        """The key whose turn it is to propose in a round."""
+        while len(self._turns) <= round_number:
+            self._next_turn, chosen = next_turn(self._next_turn)
+            self._turns.append(chosen)
+        return self._turns[round_number]
+
     def news(self) -> tuple[list[Proposal], list[Vote]]:
         """What a peer may need that missed everything: the rounds in which something can still be decided or locked.
 
@@ -204,13 +167,22 @@ class Rounds:
         wanted.update(one for one in self.tally.rounds() if one > self.round)
         wanted.update(one for one in self.tally.rounds() if self.tally.quorum_hash(VoteKind.PRECOMMIT, one))
         proposals = [proposal for proposal in self.proposals.values() if proposal.round in wanted]
-        return proposals, self.tally.votes(wanted)
+        return proposals, [*self.tally.votes(wanted), *self.tally.far_votes()]
 
-    def _require_this_height(self, height: int, round_number: int) -> None:
+    def missing(self) -> list[bytes]:
+        """The validators of whom nothing was heard in the round under way; with over a third of the stake it stands."""
+        heard = self.tally.voters(self.round)
+        return [member.key for member in self.tally.validators.members if member.key not in heard]
+
+    def _require_this_height(self, height: int) -> None:
         if height != self.height:
             raise Unexpected(f"a message for height {height} while deciding {self.height}")
-        if round_number > min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND):
-            raise Unexpected(f"a message for round {round_number} while in round {self.round}")
+
+    def _require_its_author(self, proposal: Proposal) -> None:
+        """A block names whose turn made it: this round's for a fresh one, an earlier one's for one proposed again."""
+        turns = range(proposal.valid_round + 1) if proposal.valid_round >= 0 else (proposal.round,)
+        if proposal.block.header.proposer not in {self.turn(one) for one in turns}:
+            raise Unexpected("the proposed block names as its proposer one whose turn it was not")
 
     # the rules
 
@@ -242,8 +214,10 @@ class Rounds:
         """Rule 1: propose if it is our turn, else wait for the proposal."""
         self.round = round_number
         self.step = Step.PROPOSE
+        for vote in self.tally.take_far(round_number + MAX_ROUNDS_AHEAD):
+            self.tally.add(vote)
         effects: list[Effect] = [self._schedule(Step.PROPOSE, self._params.timeout_propose_ms)]
-        if proposer(self.tally.validators, round_number) == self._me:
+        if self.turn(round_number) == self._me:
             valid_round, block = self._valid
             effects.append(Propose(round_number, valid_round, block))
         return effects
@@ -317,13 +291,9 @@ class Rounds:
     def _rule_9_catch_up(self) -> list[Effect] | None:
         if self.step == Step.WAITING:
             return None
-        for round_number in reversed(self.tally.rounds()):
-            if round_number <= self.round:
-                return None
-            # over one third of the stake is there, so at least one honest validator is
-            if 3 * self.tally.power_in_round(round_number) > self.tally.total:
-                return self._start_round(round_number)
-        return None
+        # over one third of the stake is there or further, so at least one honest validator is
+        there = self.tally.round_of_a_third()
+        return self._start_round(there) if there > self.round else None
 
     # their parts
 

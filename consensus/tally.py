@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .blocks import Commit, CommitSignature, Vote, VoteKind
 from .state import ValidatorSet
-from .turns import is_quorum, power_of, total_power
+from .turns import is_quorum, total_power
 
 MAX_VOTES_EACH = 4
 """Different votes of one validator that count in one round and kind. An honest one has one; of a liar's, whichever
@@ -29,7 +29,14 @@ class Tally:
     def __init__(self, validators: ValidatorSet) -> None:
         self.validators = validators
         self.total = total_power(validators)
+        self._powers = {member.key: member.power for member in validators.members}
         self._ballots: dict[tuple[VoteKind, int], _Ballot] = {}
+        self._latest: dict[bytes, int] = {}
+        self._far: dict[bytes, Vote] = {}
+
+    def power(self, key: bytes) -> int:
+        """The stake behind one key, 0 if it is no validator."""
+        return self._powers.get(key, 0)
 
     def add(self, vote: Vote) -> Vote | None:
         """Count a vote whose signature holds; returns an earlier, different vote if its validator equivocates.
@@ -37,9 +44,10 @@ class Tally:
         Each vote counts for its own hash (two quorums in one round then take a third of the stake that lies), and its
         validator once for having voted at all. A repeated vote and one without stake change nothing.
         """
-        power = power_of(self.validators, vote.validator)
+        power = self.power(vote.validator)
         if power == 0 or self.has_vote(vote):
             return None
+        self._latest[vote.validator] = max(vote.round, self._latest.get(vote.validator, 0))
         ballot = self._ballots.setdefault((vote.kind, vote.round), _Ballot())
         own = ballot.votes.setdefault(vote.validator, {})
         earlier = next(iter(own.values()), None)
@@ -51,8 +59,38 @@ class Tally:
         ballot.power_by_hash[vote.block_hash] = ballot.power_by_hash.get(vote.block_hash, 0) + power
         return earlier
 
+    def keep_far(self, vote: Vote) -> None:
+        """Keep a vote of a round too far ahead to be counted; of each validator the latest alone."""
+        known = self._far.get(vote.validator)
+        if self.power(vote.validator) and (known is None or (known.round, known.kind) < (vote.round, vote.kind)):
+            self._far[vote.validator] = vote
+
+    def take_far(self, up_to: int) -> list[Vote]:
+        """The votes from `keep_far` that are near now: of rounds up to ``up_to``."""
+        near = [vote for vote in self._far.values() if vote.round <= up_to]
+        for vote in near:
+            del self._far[vote.validator]
+        return near
+
+    def far_votes(self) -> list[Vote]:
+        return list(self._far.values())
+
+    def round_of_a_third(self) -> int:
+        """The greatest round that validators with over a third of the stake have voted in or beyond; -1 if none."""
+        latest = dict(self._latest)
+        for vote in self._far.values():
+            latest[vote.validator] = max(vote.round, latest.get(vote.validator, 0))
+        power = 0
+        for round_number, key in sorted(((one, key) for key, one in latest.items()), reverse=True):
+            power += self.power(key)
+            if 3 * power > self.total:
+                return round_number
+        return -1
+
     def has_vote(self, vote: Vote) -> bool:
         """Whether this validator's vote for this hash is counted already."""
+        if vote == self._far.get(vote.validator):
+            return True
         ballot = self._ballots.get((vote.kind, vote.round))
         return ballot is not None and vote.block_hash in ballot.votes.get(vote.validator, {})
 
@@ -74,13 +112,10 @@ class Tally:
         found = (one for one, power in ballot.power_by_hash.items() if is_quorum(power, self.total))
         return next(found, None)
 
-    def power_in_round(self, round_number: int) -> int:
-        """The stake that voted in a round in either kind, each validator once."""
-        voters: set[bytes] = set()
-        for kind in VoteKind:
-            ballot = self._ballots.get((kind, round_number))
-            voters.update(ballot.votes if ballot is not None else ())
-        return sum(power_of(self.validators, voter) for voter in voters)
+    def voters(self, round_number: int) -> set[bytes]:
+        """Who voted in a round, in either kind."""
+        ballots = (self._ballots.get((kind, round_number)) for kind in VoteKind)
+        return {key for ballot in ballots if ballot is not None for key in ballot.votes}
 
     def rounds(self) -> list[int]:
         """The rounds that have votes, rising."""

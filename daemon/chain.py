@@ -8,57 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 import trio
 
-from moed.consensus.blocks import (
-    MAX_BLOCK_RECORD_BYTES,
-    Block,
-    Commit,
-    Proposal,
-    Vote,
-)
+from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Block, Commit, Proposal, Vote
+from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
+from moed.consensus.evidence import Evidence, double_proposal, double_vote
 from moed.consensus.mempool import Mempool
-from moed.consensus.rounds import (
-    CastVote,
-    Decide,
-    Effect,
-    Equivocation,
-    Propose,
-    Rounds,
-    ScheduleTimeout,
-    Step,
-    Timeout,
-)
+from moed.consensus.rounds import Rounds
 from moed.consensus.state import read_account
-from moed.consensus.transactions import Body, SignedTransaction, decode_transaction, sign_transaction
+from moed.consensus.summary import RoundsSummary, lacking, summarise
+from moed.consensus.transactions import Body, ReportEvidence, SignedTransaction, decode_transaction, sign_transaction
 from moed.consensus.transition import Executed, Head
 from moed.consensus.turns import power_of
-from moed.protocol.codec import Record, decode_record, encode_record
+from moed.protocol.codec import Record, convert_record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
+from .gossip import Gossip, Session, Sessions
+from .judging import FEW_TRANSACTIONS, Judge
 from .network.calls import Call, Handler, Refused, Reply
-from .network.errors import CallError
-from .network.peers import Priority
 from .signer import Signer
 from .store import Store
-from .sync import RunBlocking, Session, Sessions, Sync
+from .sync import Batch, RunBlocking, Sync
 
 logger = structlog.get_logger()
 
 T = TypeVar("T")
 REGOSSIP_S = 1.0
-"""How long a height may stand still before we say again what we know of it."""
+"""How long a height may stand still before we ask a few peers what we lack."""
+ASKED_AT_ONCE = 3
+"""Peers that are told what we hold when a height stands still; others each time."""
 MAX_TRANSACTIONS_TOLD = 100
 """Waiting transactions that a new peer is told of; the rest reach it in blocks."""
+MAX_TRANSACTIONS_HEARD = 1_024
+"""Transactions in one notice."""
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 """Messages for the next height that are kept until we get there; all are of validators."""
+SMALL_BYTES = 1 << 16
+"""A message of no more is parsed at once, a longer one where it holds nobody up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +64,33 @@ class _Start:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """Final blocks that a peer gave us, lowest first; ``done`` is set when they were taken or refused."""
+class _Heard:
+    """A message as it came: the record, and the bytes that are passed on."""
 
-    peer: Session
-    blocks: list[tuple[Block, Commit]]
+    message: Proposal | Vote
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A batch to take; ``done`` is set when it was taken or refused."""
+
+    batch: Batch
     done: trio.Event
 
 
-_Input = Proposal | Vote | Timeout | _Start | _Batch
+_Input = _Heard | Timeout | _Start | _Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the agreement on the next block stands. ``missing`` are validators not heard of in the round under way."""
+
+    height: int
+    round: int
+    step: str
+    since_s: float
+    missing: tuple[bytes, ...]
 
 
 class Chain:
@@ -103,13 +116,15 @@ class Chain:
         self._signer = signer
         self._now_ms = now_ms
         self._run_blocking = run_blocking
-        self._peers: Sessions | None = None
+        self._gossip = Gossip(self.forget)
+        self._judge = Judge(head, run_blocking)
         # written by the handlers and timers, read by `_decide`; full means wait, so a flood slows its sender
         self._send, self._receive = trio.open_memory_channel[_Input](256)
         self._rounds = self._new_rounds()
-        self._executed: dict[bytes, Executed] = {}
-        self._early: list[Proposal | Vote] = []
+        self._rounds_since_ms = now_ms()
+        self._early: list[_Heard] = []
         self._early_bytes = 0
+        self._reported: set[tuple[bytes, int]] = set()
         self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
         self._new_block = trio.Event()
         self._progress = 0
@@ -136,6 +151,14 @@ class Chain:
             await self._new_block.wait()
 
     @property
+    def standing(self) -> Standing:
+        """Where the agreement on the next block stands, and who is missing when it does not move."""
+        rounds = self._rounds
+        since_s = max(0, self._now_ms() - self._rounds_since_ms) / 1000
+        missing = tuple(rounds.missing()) if rounds.step != Step.WAITING else ()
+        return Standing(rounds.height, rounds.round, rounds.step.name.lower(), since_s, missing)
+
+    @property
     def best_known_height(self) -> int:
         """The greatest height that we have or have reason to believe in."""
         return self._sync.best_known_height
@@ -154,7 +177,9 @@ class Chain:
         """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
         transaction.check_signature(self.head.network_id)
         self.mempool.add(transaction, self.head.state, self.height)
-        await self._broadcast("chain.transaction", encode_record(transaction), origin)
+        body = encode_record(transaction)
+        self._gossip.transactions.add(body, origin)
+        self._gossip.pass_on_transaction(body)
 
     async def remember(self, name: str, value: bytes) -> None:
         """Put a small note of this node's own on disk; it replaces the one of that name."""
@@ -181,28 +206,29 @@ class Chain:
         return {
             "chain.proposal": self._take_proposal,
             "chain.vote": self._take_vote,
-            "chain.transaction": self._take_transaction,
+            "chain.have": self._take_summary,
+            "chain.transactions": self._take_transactions,
             **self._sync.handlers(),
         }
 
     async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
-        self._peers = peers
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._gossip.run, peers)
             nursery.start_soon(self._decide)
-            nursery.start_soon(self._regossip)
+            nursery.start_soon(self._ask_again)
             nursery.start_soon(self._sync.run, peers)
             self._schedule_start()
             task_status.started()
 
     async def greet(self, peer: Session) -> None:
-        """Tell a new peer how far we are, and what we know of the height under way."""
-        await self._tell(peer, "chain.status", self._status())
-        await self._tell_round(peer)
-        # taken at once: while we send, blocks change the pool
-        for transaction in list(islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD)):
-            await self._tell(peer, "chain.transaction", encode_record(transaction))
+        """Tell a new peer how far we are, what we hold of the height under way, and of waiting transactions."""
+        await self._gossip.tell([peer], "chain.status", self._status())
+        await self._gossip.tell([peer], "chain.have", self._summary())
+        waiting = list(islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD))
+        if waiting:
+            await self._gossip.tell([peer], "chain.transactions", [encode_record(one) for one in waiting])
 
     def forget(self, node_id: NodeId) -> None:
         """A peer is gone; its claims go with it."""
@@ -211,24 +237,48 @@ class Chain:
     # what peers send
 
     async def _take_proposal(self, call: Call) -> Reply:
-        await self._queue(_parse(call, Proposal), len(call.body))
+        body = _body(call)
+        if not self._gossip.messages.meet(body, call.peer.node_id):
+            await self._queue(_Heard(await self._parse(body, Proposal), body), call.peer.node_id)
         return Reply(None)
 
     async def _take_vote(self, call: Call) -> Reply:
-        vote = _parse(call, Vote)
-        if vote.height == self._rounds.height and not self._rounds.has_vote(vote):
+        body = _body(call)
+        if self._gossip.messages.meet(body, call.peer.node_id):
+            return Reply(None)
+        vote = decode_record(body, Vote)
+        if vote.height == self._rounds.height:
+            if self._rounds.has_vote(vote):
+                return Reply(None)
             # before it waits for the deciding task, so that a forged one is its sender's fault and costs no one else
             vote.check_signature(self.head.network_id)
-            await self._queue(vote, len(call.body))
-        elif vote.height > self._rounds.height:
-            await self._queue(vote, len(call.body))
+        await self._queue(_Heard(vote, body), call.peer.node_id)
         return Reply(None)
 
-    async def _take_transaction(self, call: Call) -> Reply:
-        if not isinstance(call.body, bytes):
-            raise Refused("malformed", "a transaction travels as bytes")
-        transaction = decode_transaction(call.body)
-        if transaction not in self.mempool:
+    async def _take_summary(self, call: Call) -> Reply:
+        """A peer whose height stands still says what it holds: it gets what it lacks, or hears that we are further."""
+        summary = convert_record(call.body, RoundsSummary)
+        peer: Session = call.peer
+        self._sync.hear(peer.node_id, summary.height - 1)
+        if summary.height < self._rounds.height:
+            await self._gossip.tell([peer], "chain.status", self._status())
+        elif summary.height == self._rounds.height:
+            proposals, votes = lacking(self._rounds, summary)
+            for proposal in proposals:
+                await self._gossip.tell([peer], "chain.proposal", encode_record(proposal))
+            for vote in votes:
+                await self._gossip.tell([peer], "chain.vote", encode_record(vote))
+        return Reply(None)
+
+    async def _take_transactions(self, call: Call) -> Reply:
+        if not isinstance(call.body, list) or len(call.body) > MAX_TRANSACTIONS_HEARD:
+            raise Refused("malformed", f"transactions travel as a list of at most {MAX_TRANSACTIONS_HEARD}")
+        for body in call.body:
+            if not isinstance(body, bytes):
+                raise Refused("malformed", "a transaction travels as bytes")
+            if self._gossip.transactions.meet(body, call.peer.node_id):
+                continue
+            transaction = decode_transaction(body)
             try:
                 await self.add_transaction(transaction, origin=call.peer.node_id)
             except InvalidTransaction as error:
@@ -236,68 +286,84 @@ class Chain:
                 logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
         return Reply(None)
 
-    async def _queue(self, message: Proposal | Vote, size_bytes: int) -> None:
+    async def _parse(self, body: bytes, kind: type[RecordT]) -> RecordT:
+        if len(body) <= SMALL_BYTES:
+            return _decode(body, kind)
+        parsed: RecordT = await self._run_blocking(_decode, body, kind)
+        return parsed
+
+    async def _queue(self, heard: _Heard, source: NodeId | None) -> None:
         """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
-        ahead = message.height - (self.height + 1)
+        ahead = heard.message.height - (self.height + 1)
         if ahead == 0:
-            await self._send.send(message)
-        elif ahead == 1:
-            self._keep_early(message, size_bytes)
+            self._gossip.messages.add(heard.body, source)
+            await self._send.send(heard)
+        elif ahead == 1 and self._keep_early(heard):
+            self._gossip.messages.add(heard.body, source)
         if ahead > 0:
             self._sync.look()
 
-    def _keep_early(self, message: Proposal | Vote, size_bytes: int) -> None:
+    def _keep_early(self, heard: _Heard) -> bool:
         """Keep a message for the next height if one of the present validators signed it, and if there is room.
 
         Raises `BadSignature`. Who becomes a validator only by the next block is heard when messages are told again.
         """
+        message = heard.message
         if isinstance(message, Proposal) and message.valid_round != -1:
-            return  # a block proposed again is signed by somebody whom it does not name
+            return False  # a block proposed again is signed by somebody whom it does not name
         signer = message.validator if isinstance(message, Vote) else message.block.header.proposer
         if power_of(self.head.validators, signer) == 0:
-            return
-        if len(self._early) == MAX_EARLY_MESSAGES or self._early_bytes + size_bytes > MAX_EARLY_BYTES:
-            return
+            return False
+        if len(self._early) == MAX_EARLY_MESSAGES or self._early_bytes + len(heard.body) > MAX_EARLY_BYTES:
+            return False
         if isinstance(message, Vote):
             message.check_signature(self.head.network_id)
         else:
             message.check_signature(self.head.network_id, signer)
-        self._early.append(message)
-        self._early_bytes += size_bytes
+        self._early.append(heard)
+        self._early_bytes += len(heard.body)
+        return True
 
     # the one task that changes the chain
 
     async def _decide(self) -> None:
         async for message in self._receive:
+            if isinstance(message, _Fetched):
+                await self._take_batch(message)
+                continue
             try:
-                effects = self._handle(message)
+                effects = await self._handle(message)
             except RemoteProtocolError as error:
+                if isinstance(message, _Heard):
+                    self._gossip.messages.forget(message.body)  # it may be right in another round
                 logger.warning("chain.message_refused", code=error.code, reason=str(error))
                 continue
-            if isinstance(message, _Batch):
-                await self._take_batch(message)
-            elif effects and isinstance(message, Proposal | Vote):
+            if effects and isinstance(message, _Heard):
                 self._progress += 1
             await self._carry_out(effects)
 
-    def _handle(self, message: _Input) -> list[Effect]:
+    async def _handle(self, message: _Heard | Timeout | _Start) -> list[Effect]:
         if isinstance(message, _Start):
             return self._rounds.start() if message.height == self._rounds.height else []
         if isinstance(message, Timeout):
             return self._rounds.on_timeout(message)
-        if isinstance(message, _Batch) or message.height != self._rounds.height:
+        heard, body = message.message, message.body
+        if heard.height != self._rounds.height:
             return []
-        if isinstance(message, Proposal):
-            if message.round in self._rounds.proposals:
+        if isinstance(heard, Vote):
+            if self._rounds.has_vote(heard):
                 return []
-            effects = self._rounds.on_proposal(message)
-            self._nursery.start_soon(self._broadcast, "chain.proposal", encode_record(message), None)
+            effects = self._rounds.on_vote(heard)
+            await self._gossip.pass_on("chain.vote", body)
             return effects
-        if self._rounds.has_vote(message):
-            return self._rounds.on_vote(message)
-        effects = self._rounds.on_vote(message)
-        self._nursery.start_soon(self._broadcast, "chain.vote", encode_record(message), None)
-        return effects
+        if self._rounds.has_proposal(heard):
+            return []
+        if heard.round in self._rounds.proposals:  # a second one: never voted on, but evidence if it is genuine
+            self._rounds.check_proposal(heard)
+        else:
+            await self._judge.examine(self._rounds, heard)
+        await self._gossip.pass_on("chain.proposal", body)
+        return self._rounds.on_proposal(heard)
 
     async def _carry_out(self, effects: Iterable[Effect]) -> None:
         waiting = list(effects)
@@ -310,9 +376,9 @@ class Chain:
                 case ScheduleTimeout() as effect:
                     self._nursery.start_soon(self._send_later, effect.after_ms / 1000, effect.timeout)
                 case Equivocation() as lie:
-                    logger.error("chain.equivocation", validator=lie.first.validator.hex(), height=lie.first.height)
+                    await self._report(lie)
                 case Decide() as decision:
-                    await self._commit(self._executed[decision.block.hash], decision.commit)
+                    await self._commit(self._judge.executed(decision.block), decision.commit)
                     return
 
     async def _cast(self, vote: CastVote) -> list[Effect]:
@@ -325,77 +391,102 @@ class Chain:
         if signed is None:
             logger.warning("chain.vote_withheld", height=height, round=vote.round, kind=vote.kind.name.lower())
             return []
-        self._nursery.start_soon(self._broadcast, "chain.vote", encode_record(signed), None)
+        await self._gossip.tell_all("chain.vote", encode_record(signed))
         return self._rounds.on_vote(signed)
 
     async def _propose(self, turn: Propose) -> list[Effect]:
         if self._signer is None:
             return []
-        block = turn.block or self._build()
+        block = turn.block or await self._build()
         signed = await self._run_blocking(self._signer.proposal, turn.round, turn.valid_round, block)
         if signed is None:
             logger.warning("chain.proposal_withheld", height=block.height, round=turn.round)
             return []
-        self._nursery.start_soon(self._broadcast, "chain.proposal", encode_record(signed), None)
+        await self._gossip.tell_all("chain.proposal", encode_record(signed))
+        await self._judge.examine(self._rounds, signed)
         return self._rounds.on_proposal(signed)
 
-    def _build(self) -> Block:
-        block, refused = self.head.build(
-            self.mempool.candidates(self.head.state), proposer=self._identity.public_key, now_ms=self._now_ms()
-        )
+    async def _report(self, lie: Equivocation) -> None:
+        """Bring evidence of a lie to the ledger, which slashes; one report for each validator and height."""
+        offence = (lie.validator, lie.first.height)
+        if offence in self._reported:
+            return
+        self._reported.add(offence)
+        logger.error("chain.equivocation", validator=lie.validator.hex(), height=lie.first.height)
+        if isinstance(lie.first, Vote) and isinstance(lie.second, Vote):
+            evidence: Evidence = double_vote(lie.first, lie.second)
+        elif isinstance(lie.first, Proposal) and isinstance(lie.second, Proposal):
+            evidence = double_proposal(lie.validator, lie.first, lie.second)
+        else:
+            return
+        if not self.is_validator or lie.validator == self._identity.public_key:
+            return
+        try:
+            await self.submit(ReportEvidence(evidence=evidence))
+        except InvalidTransaction as error:
+            logger.warning("chain.evidence_unsent", code=error.code, reason=str(error))
+
+    async def _build(self) -> Block:
+        waiting = list(islice(self.mempool.candidates(self.head.state), 2 * self.head.params.max_block_transactions))
+        build = partial(self.head.build, waiting, proposer=self._identity.public_key, now_ms=self._now_ms())
+        block, refused = build() if len(waiting) <= FEW_TRANSACTIONS else await self._run_blocking(build)
         for transaction, error in refused:
             logger.info("chain.transaction_refused", id=transaction.id.hex(), code=error.code, reason=str(error))
             if not isinstance(error, TooManyRegistrations):  # the next block has room for those
                 self.mempool.discard(transaction)
         return block
 
-    def _judge(self, block: Block) -> bool:
-        """Whether a block under vote holds; what it changes is kept for when it is decided."""
-        try:
-            self._executed[block.hash] = self.head.execute(block)
-        except RuleBroken as error:
-            logger.warning("chain.block_refused", height=block.height, reason=str(error))
-            return False
-        return True
-
     async def _commit(self, executed: Executed, commit: Commit) -> None:
         """Make a block final here: on disk, then in memory, then known to others."""
         await self._run_blocking(self._store.append, executed, commit)
         self.head.advance(executed, commit)
         self.mempool.prune(self.head.state, self.height)
-        self._executed.clear()
+        self._judge.clear()
+        self._reported.clear()
         self._rounds = self._new_rounds()
+        self._rounds_since_ms = self._now_ms()
+        self._gossip.begin_height(self.head.validators)
         self._progress += 1
-        logger.debug("chain.block_final", height=self.height, transactions=len(executed.block.transactions))
+        block = executed.block
+        logger.debug(
+            "chain.block_final",
+            height=self.height,
+            transactions=len(block.transactions),
+            round=commit.round,
+            after_ms=self._now_ms() - block.header.time_ms,
+        )
         reached, self._new_block = self._new_block, trio.Event()
         reached.set()
         self._schedule_start()
         if self.height >= self.best_known_height:  # while catching up nobody waits for word of us
-            self._nursery.start_soon(self._broadcast, "chain.status", self._status(), None)
+            await self._gossip.tell_all("chain.status", self._status())
         early, self._early, self._early_bytes = self._early, [], 0
         for message in early:
-            self._nursery.start_soon(self._queue, message, 0)
+            self._nursery.start_soon(self._queue, message, None)
 
-    async def _take_fetched(self, peer: Session, blocks: list[tuple[Block, Commit]]) -> None:
+    async def _take_fetched(self, batch: Batch) -> None:
         """Hand fetched blocks to the deciding task, and wait until it took or refused them."""
-        batch = _Batch(peer, blocks, trio.Event())
-        await self._send.send(batch)
-        await batch.done.wait()
+        fetched = _Fetched(batch, trio.Event())
+        await self._send.send(fetched)
+        await fetched.done.wait()
 
-    async def _take_batch(self, batch: _Batch) -> None:
+    async def _take_batch(self, fetched: _Fetched) -> None:
         """Follow final blocks from a peer; one that lies is cut off."""
-        for block, commit in batch.blocks:
+        for block, commit in fetched.batch.blocks:
             if block.height != self.height + 1:
                 continue
             try:
                 self.head.check_final(block, commit)
-                executed = self.head.execute(block)
+                executed = await self._judge.try_execute(block)
             except RuleBroken as error:
-                logger.warning("chain.sync_refused", peer=batch.peer.node_id.hex(), reason=str(error))
-                batch.peer.drop()
+                executed = error
+            if isinstance(executed, RuleBroken):
+                peer = fetched.batch.peer
+                logger.warning("chain.sync_refused", peer=peer.node_id.hex(), reason=str(executed))
+                peer.drop()
                 break
             await self._commit(executed, commit)
-        batch.done.set()
+        fetched.done.set()
 
     def _new_rounds(self) -> Rounds:
         rounds = Rounds(
@@ -404,7 +495,7 @@ class Chain:
             self._identity.public_key if self._signer is not None else None,
             params=self.head.params,
             network_id=self.head.network_id,
-            is_valid=self._judge,
+            is_valid=self._judge.holds,
             is_timely=lambda block: self.head.is_timely(block, self._now_ms()),
         )
         if self._signer is not None:
@@ -430,45 +521,28 @@ class Chain:
     def _status(self) -> dict[str, int]:
         return {"height": self.height}
 
-    async def _broadcast(self, method: str, body: Any, origin: NodeId | None) -> None:
-        if self._peers is None:
-            return
-        for peer in self._peers.connected():
-            if peer.node_id != origin:
-                await self._tell(peer, method, body)
+    def _summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = msgspec.to_builtins(summarise(self._rounds), builtin_types=(bytes,))
+        return summary
 
-    async def _tell(self, peer: Session, method: str, body: Any) -> None:
-        try:
-            await peer.notify(method, body, priority=Priority.HIGH)
-        except CallError:
-            # the session's own task closes it and says so
-            self.forget(peer.node_id)
-
-    async def _tell_round(self, peer: Session) -> None:
-        """Send all that we know of the height under way."""
-        proposals, votes = self._rounds.news()
-        for proposal in proposals:
-            await self._tell(peer, "chain.proposal", encode_record(proposal))
-        for vote in votes:
-            await self._tell(peer, "chain.vote", encode_record(vote))
-
-    async def _regossip(self) -> None:
-        """Say again what we know while a height stands still: a message may have been lost with a session."""
+    async def _ask_again(self) -> None:
+        """Say what we hold while a height stands still: a message may have been lost with a session."""
         seen = -1
         while True:
             await trio.sleep(REGOSSIP_S)
-            if seen == self._progress and self._rounds.step != Step.WAITING and self._peers is not None:
-                for peer in self._peers.connected():
-                    # one that asked us in vain has forgotten how far we are
-                    await self._tell(peer, "chain.status", self._status())
-                    await self._tell_round(peer)
+            if seen == self._progress and self._rounds.step != Step.WAITING:
+                await self._gossip.tell(self._gossip.some(ASKED_AT_ONCE), "chain.have", self._summary())
             seen = self._progress
 
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def _parse(call: Call, kind: type[RecordT]) -> RecordT:
+def _body(call: Call) -> bytes:
     if not isinstance(call.body, bytes):
-        raise Refused("malformed", f"a {kind.__name__.lower()} travels as bytes")
-    return decode_record(call.body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)
+        raise Refused("malformed", "proposals and votes travel as bytes")
+    return call.body
+
+
+def _decode(body: bytes, kind: type[RecordT]) -> RecordT:
+    return decode_record(body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 from zlib import crc32
@@ -15,17 +14,21 @@ _HEAD = struct.Struct(">II")  # checksum of the payload, its length
 MAX_ENTRY_BYTES = 1 << 23
 
 
+COMPACT_BYTES = 1 << 18
+"""A journal grows to this before what is needless in it goes: to append costs one flush, to replace a file three."""
+
+
 class Journal(Protocol):
     """Entries in the order in which they were written; each is on stable storage when its call returns."""
 
     def entries(self) -> list[bytes]:
-        """Everything since the last `restart`, that one's entries first."""
+        """What was found when the journal was opened: everything since the last `supersede`, and maybe before."""
 
     def append(self, entry: bytes) -> None:
         """Add one entry."""
 
-    def restart(self, entries: Sequence[bytes]) -> None:
-        """Replace everything by ``entries``, all or nothing."""
+    def supersede(self, entry: bytes) -> None:
+        """Add an entry that makes all before it needless; they go now or later."""
 
 
 class FileJournal:
@@ -33,28 +36,37 @@ class FileJournal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._entries, whole = _read(path)
-        if path.exists() and whole < path.stat().st_size:
+        data = _read(path)
+        self._found, self._size_bytes = parse_entries(data, str(path))
+        if self._size_bytes < len(data):
             with path.open("r+b") as file:
-                file.truncate(whole)
+                file.truncate(self._size_bytes)
 
     def entries(self) -> list[bytes]:
-        return list(self._entries)
+        return list(self._found)
 
     def append(self, entry: bytes) -> None:
-        if not self._entries:
-            self.restart([entry])  # so that a file without a whole first entry is damage, and no cut
+        if self._size_bytes == 0:
+            self._replace(entry)  # so that a file without a whole first entry is damage, and no cut
             return
+        framed = frame_entry(entry)
         try:
-            _write_synced(self._path, os.O_APPEND, _framed(entry))
+            _write_synced(self._path, os.O_APPEND, framed)
         except OSError as error:
             raise self._failed(error) from error
-        self._entries.append(entry)
+        self._size_bytes += len(framed)
 
-    def restart(self, entries: Sequence[bytes]) -> None:
+    def supersede(self, entry: bytes) -> None:
+        if self._size_bytes < COMPACT_BYTES:
+            self.append(entry)
+        else:
+            self._replace(entry)
+
+    def _replace(self, entry: bytes) -> None:
         temporary = self._path.with_suffix(".tmp")
+        framed = frame_entry(entry)
         try:
-            _write_synced(temporary, os.O_TRUNC, b"".join(_framed(entry) for entry in entries))
+            _write_synced(temporary, os.O_TRUNC, framed)
             os.replace(temporary, self._path)
             folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -63,7 +75,7 @@ class FileJournal:
                 os.close(folder)
         except OSError as error:
             raise self._failed(error) from error
-        self._entries = list(entries)
+        self._size_bytes = len(framed)
 
     def _failed(self, error: OSError) -> StoreFailed:
         return StoreFailed(f"cannot write {self._path}: {error.strerror}", "check the disk; nothing was signed")
@@ -74,29 +86,17 @@ def _checksum(entry: bytes) -> int:
     return crc32(entry, 1)
 
 
-def _framed(entry: bytes) -> bytes:
+def frame_entry(entry: bytes) -> bytes:
+    """An entry as it stands in a file: checksum, length, content."""
     return _HEAD.pack(_checksum(entry), len(entry)) + entry
 
 
-def _write_synced(path: Path, flags: int, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(descriptor, data[written:])
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def parse_entries(data: bytes, name: str) -> tuple[list[bytes], int]:
+    """The whole entries of a journal's bytes, and where the last one ends.
 
-
-def _read(path: Path) -> tuple[list[bytes], int]:
-    """The whole entries of a file, and where the last one ends."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise StoreFailed(f"cannot read {path}: {error.strerror}", "check its owner and mode") from error
+    Raises `StoreCorrupt`, with ``name``, if it does not begin with one: the first entry came by a rename after it was
+    synced, so no cut explains that.
+    """
     entries: list[bytes] = []
     at = 0
     while at + _HEAD.size <= len(data):
@@ -107,6 +107,25 @@ def _read(path: Path) -> tuple[list[bytes], int]:
         entries.append(entry)
         at += _HEAD.size + size
     if at == 0 and any(data):
-        # the first entry came by a rename after it was synced, so no cut explains this
-        raise StoreCorrupt(f"{path} does not begin with a whole entry", "restore it from a backup")
+        raise StoreCorrupt(f"{name} does not begin with a whole entry", "restore it from a backup")
     return entries, at
+
+
+def _write_synced(path: Path, flags: int, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+        os.fdatasync(descriptor)  # the length with the data; no other metadata matters
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StoreFailed(f"cannot read {path}: {error.strerror}", "check its owner and mode") from error

@@ -114,7 +114,7 @@ class Signer:
     def _persist(self, entry: JournalEntry, height: int) -> None:
         encoded = encode_record(entry)
         if height > self._height:
-            self._journal.restart([encoded])
+            self._journal.supersede(encoded)
         else:
             self._journal.append(encoded)
         self._remember(entry)

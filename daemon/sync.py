@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import trio
@@ -13,9 +14,9 @@ from moed.protocol.codec import Record, convert_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import NodeId
 
+from .gossip import Session, Sessions
 from .network.calls import Call, Handler, Reply
 from .network.errors import CallError
-from .network.peers import Priority
 from .store import Store
 
 logger = structlog.get_logger()
@@ -24,6 +25,8 @@ RunBlocking = Callable[..., Awaitable[Any]]
 """Runs a blocking function elsewhere: ``trio.to_thread.run_sync`` in a daemon, inline on virtual time."""
 
 SYNC_BATCH = 64
+SYNC_PEERS = 3
+"""Peers that are asked at the same time, each for the batch after the one before."""
 SYNC_DEADLINE_S = 10.0
 SYNC_PAUSE_S = 0.1
 """Pause after a fetch that brought nothing: who claims a height again and again does not keep us busy."""
@@ -31,25 +34,6 @@ LOOK_S = 5.0
 MAX_READERS = 2
 """Requests for blocks that read the store at one time; it is shared with the one who writes blocks."""
 MAX_FAILURES_KEPT = 1_024
-
-
-class Session(Protocol):
-    """What the chain needs of a session with one peer."""
-
-    @property
-    def node_id(self) -> NodeId: ...
-
-    async def call(self, method: str, body: Any = None, *, deadline_s: float) -> Reply: ...
-
-    async def notify(self, method: str, body: Any = None, *, priority: Priority) -> None: ...
-
-    def drop(self) -> None: ...
-
-
-class Sessions(Protocol):
-    """What the chain needs of all sessions."""
-
-    def connected(self) -> Sequence[Session]: ...
 
 
 class StatusNotice(Record, frozen=True, kw_only=True):
@@ -69,11 +53,20 @@ class _BlockRows(Record, frozen=True, kw_only=True):
     rows: tuple[tuple[bytes, bytes], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Final blocks that a peer gave us, lowest first, with their commits; nothing of it is believed yet."""
+
+    peer: Session
+    start: int
+    blocks: list[tuple[Block, Commit]]
+
+
 class Sync:
     """Follows the peers that are ahead of us.
 
-    ``height`` says how far we are; ``take`` hands fetched blocks, lowest first, to whoever changes the chain, and
-    returns when they were taken or refused.
+    ``height`` says how far we are; ``take`` hands a batch to whoever changes the chain, and returns when it was taken
+    or refused.
     """
 
     def __init__(
@@ -81,7 +74,7 @@ class Sync:
         store: Store,
         *,
         height: Callable[[], int],
-        take: Callable[[Session, list[tuple[Block, Commit]]], Awaitable[None]],
+        take: Callable[[Batch], Awaitable[None]],
         run_blocking: RunBlocking,
     ) -> None:
         self._store = store
@@ -111,21 +104,24 @@ class Sync:
         """Something showed that others are ahead: do not wait to look."""
         self._is_behind.set()
 
+    def hear(self, node_id: NodeId, height: int) -> None:
+        """A peer claims to have the final block of that height."""
+        self._claims[node_id] = height
+        if height > self._height():
+            self.look()
+
     async def run(self, peers: Sessions) -> None:
         """Fetch final blocks from whoever is ahead, until cancelled."""
         while True:
             with trio.move_on_after(LOOK_S):
                 await self._is_behind.wait()
             self._is_behind = trio.Event()
-            while (peer := self._peer_ahead(peers)) is not None:
-                if not await self._fetch(peer):
+            while ahead := self._peers_ahead(peers):
+                if not await self._fetch_some(ahead[:SYNC_PEERS]):
                     await trio.sleep(SYNC_PAUSE_S)
 
     async def _take_status(self, call: Call) -> Reply:
-        notice = convert_record(call.body, StatusNotice)
-        self._claims[call.peer.node_id] = notice.height
-        if notice.height > self._height():
-            self.look()
+        self.hear(call.peer.node_id, convert_record(call.body, StatusNotice).height)
         return Reply(None)
 
     async def _give_blocks(self, call: Call) -> Reply:
@@ -135,30 +131,57 @@ class Sync:
             rows = await self._run_blocking(self._store.encoded_blocks, request.start, limit, MAX_BLOCK_RECORD_BYTES)
         return Reply([[block, commit] for block, commit in rows])
 
-    def _peer_ahead(self, peers: Sessions) -> Session | None:
-        """The peer to ask: of those that claim more than we have, the longest known of those that failed us least."""
+    def _peers_ahead(self, peers: Sessions) -> list[Session]:
+        """Those that claim more than we have, the longest known of those that failed us least first."""
         ahead = [peer for peer in peers.connected() if self._claims.get(peer.node_id, 0) > self._height()]
-        return min(ahead, key=lambda peer: self._failures.get(peer.node_id, 0), default=None)
+        return sorted(ahead, key=lambda peer: self._failures.get(peer.node_id, 0))
 
-    async def _fetch(self, peer: Session) -> bool:
-        """Ask one peer for a batch and wait until it is taken. False if it brought nothing: its claim is forgotten."""
-        before = self._height()
-        request = {"start": before + 1, "limit": SYNC_BATCH}
+    async def _fetch_some(self, peers: list[Session]) -> bool:
+        """Ask several peers at once for batches that follow on each other, and hand them over in order.
+
+        False if the first brought nothing. Who brought nothing, or something that does not hold, has its claim
+        forgotten and is asked last from then on; what others brought after a gap is asked for again.
+        """
+        wanted = [
+            (peer, start)
+            for place, peer in enumerate(peers)
+            if (start := self._height() + 1 + place * SYNC_BATCH) <= self._claims.get(peer.node_id, 0)
+        ]
+        batches: dict[int, Batch] = {}
+
+        async def ask(peer: Session, start: int) -> None:
+            batches[start] = Batch(peer, start, await self._ask(peer, start))
+
+        async with trio.open_nursery() as nursery:
+            for peer, start in wanted:
+                nursery.start_soon(ask, peer, start)
+        for place, (peer, start) in enumerate(wanted):
+            before = self._height()
+            if start != before + 1:
+                return True
+            if batches[start].blocks:
+                await self._take(batches[start])
+            if self._height() == before:
+                self._note_failure(peer)
+                return place > 0
+            self._failures.pop(peer.node_id, None)
+        return True
+
+    async def _ask(self, peer: Session, start: int) -> list[tuple[Block, Commit]]:
+        """One peer's blocks from ``start`` on; none if it gives none that parse."""
+        request = {"start": start, "limit": SYNC_BATCH}
         try:
             reply = await peer.call("chain.blocks", request, deadline_s=SYNC_DEADLINE_S)
-            blocks = _parse_blocks(reply.body)
+            return _parse_blocks(reply.body)
         except (CallError, RemoteProtocolError) as error:
             logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
-        else:
-            await self._take(peer, blocks)
-        if self._height() > before:
-            self._failures.pop(peer.node_id, None)
-            return True
+            return []
+
+    def _note_failure(self, peer: Session) -> None:
         self.forget(peer.node_id)
         if len(self._failures) == MAX_FAILURES_KEPT:
             self._failures.pop(next(iter(self._failures)))
         self._failures[peer.node_id] = self._failures.get(peer.node_id, 0) + 1
-        return False
 
 
 def _parse_blocks(body: Any) -> list[tuple[Block, Commit]]:

@@ -9,17 +9,8 @@ import msgspec
 import pytest
 
 from moed.consensus.blocks import NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind, sign_proposal, sign_vote
-from moed.consensus.rounds import (
-    CastVote,
-    Decide,
-    Effect,
-    Equivocation,
-    Propose,
-    Rounds,
-    ScheduleTimeout,
-    Step,
-    Timeout,
-)
+from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
+from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction
 from moed.consensus.transition import Head
@@ -50,14 +41,14 @@ def make_rounds(me: Identity | None, *, accepts: bool = True) -> Rounds:
     )
 
 
-def block_by(number: int) -> Block:
-    """A block that differs by its time."""
-    head = new_head()
-    return head.build([], proposer=KEYS[0].public_key, now_ms=head.time_ms + number)[0]
-
-
 def turn_of(round_number: int) -> Identity:
     return BY_KEY[proposer(new_head().validators, round_number)]
+
+
+def block_by(number: int, round_number: int = 0) -> Block:
+    """A block of that round's proposer that differs by its time."""
+    head = new_head()
+    return head.build([], proposer=turn_of(round_number).public_key, now_ms=head.time_ms + number)[0]
 
 
 def propose(block: Block, round_number: int = 0, valid_round: int = -1) -> Proposal:
@@ -66,6 +57,12 @@ def propose(block: Block, round_number: int = 0, valid_round: int = -1) -> Propo
 
 def vote(signer: Identity, kind: VoteKind, block_hash: bytes, round_number: int = 0) -> Vote:
     return sign_vote(signer, GENESIS.network_id, kind, 1, round_number, block_hash)
+
+
+def hear(rounds: Rounds, proposal: Proposal) -> list[Effect]:
+    """Check a proposal and take it, as whoever drives the rounds does."""
+    rounds.check_proposal(proposal)
+    return rounds.on_proposal(proposal)
 
 
 def cast(effects: Sequence[Effect]) -> list[tuple[VoteKind, int, bytes]]:
@@ -81,7 +78,7 @@ def test_three_of_four_decide_the_proposed_block() -> None:
     me, block = KEYS[0], block_by(1)
     rounds = make_rounds(me)
     rounds.start()
-    effects = rounds.on_proposal(propose(block))
+    effects = hear(rounds, propose(block))
     assert cast(effects) == [(VoteKind.PREVOTE, 0, block.hash)]
     for signer in KEYS[:3]:
         effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
@@ -100,10 +97,10 @@ def test_two_thirds_exactly_is_no_quorum() -> None:
     rounds = Rounds(
         1, head.validators, None, params=genesis.params, network_id=genesis.network_id, is_valid=lambda _: True
     )
-    block = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)[0]
     rounds.start()
     turn = next(one for one in (key(1), key(2), key(3)) if one.public_key == proposer(head.validators, 0))
-    rounds.on_proposal(sign_proposal(turn, genesis.network_id, 0, -1, block))
+    block = head.build([], proposer=turn.public_key, now_ms=head.time_ms + 1)[0]
+    hear(rounds, sign_proposal(turn, genesis.network_id, 0, -1, block))
     effects: list[Effect] = []
     for signer in (key(1), key(2)):
         effects += rounds.on_vote(sign_vote(signer, genesis.network_id, VoteKind.PRECOMMIT, 1, 0, block.hash))
@@ -116,7 +113,7 @@ def test_an_invalid_block_gets_a_vote_for_none() -> None:
     """A validator never votes for what its own chain refuses."""
     rounds = make_rounds(KEYS[0], accepts=False)
     rounds.start()
-    assert cast(rounds.on_proposal(propose(block_by(1)))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
+    assert cast(hear(rounds, propose(block_by(1)))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
 
 
 def test_silence_of_the_proposer_moves_everyone_to_the_next_round() -> None:
@@ -140,7 +137,7 @@ def test_silence_of_the_proposer_moves_everyone_to_the_next_round() -> None:
 def lock_on(rounds: Rounds, block: Block) -> None:
     """Bring a machine to having precommitted ``block`` in round 0, without a decision."""
     rounds.start()
-    rounds.on_proposal(propose(block))
+    hear(rounds, propose(block))
     effects: list[Effect] = []
     for signer in KEYS[:3]:
         effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
@@ -153,21 +150,21 @@ def test_a_locked_validator_refuses_another_block() -> None:
     """Rule 2: locked on one block, it prevotes none for a fresh other one."""
     rounds = make_rounds(KEYS[0])
     lock_on(rounds, block_by(1))
-    assert cast(rounds.on_proposal(propose(block_by(2), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
+    assert cast(hear(rounds, propose(block_by(2, 1), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
 
 
 def test_a_lock_gives_way_to_a_later_quorum() -> None:
     """Rule 3: a block with a prevote quorum in a later round than the lock gets its vote."""
     rounds = make_rounds(KEYS[0])
     lock_on(rounds, block_by(1))
-    other = block_by(2)
+    other = block_by(2, 1)
     rounds.on_timeout(Timeout(1, 1, Step.PROPOSE))
     for signer in KEYS[1:]:
         rounds.on_vote(vote(signer, VoteKind.PREVOTE, other.hash, 1))
     rounds.on_timeout(Timeout(1, 1, Step.PREVOTE))
     rounds.on_timeout(Timeout(1, 1, Step.PRECOMMIT))
     assert rounds.round == 2
-    assert cast(rounds.on_proposal(propose(other, 2, valid_round=1))) == [(VoteKind.PREVOTE, 2, other.hash)]
+    assert cast(hear(rounds, propose(other, 2, valid_round=1))) == [(VoteKind.PREVOTE, 2, other.hash)]
 
 
 def test_a_claimed_quorum_that_nobody_has_seen_gets_no_vote() -> None:
@@ -175,7 +172,7 @@ def test_a_claimed_quorum_that_nobody_has_seen_gets_no_vote() -> None:
     rounds = make_rounds(KEYS[0])
     lock_on(rounds, block_by(1))
     rounds.on_timeout(Timeout(1, 1, Step.PRECOMMIT))
-    assert cast(rounds.on_proposal(propose(block_by(2), 2, valid_round=1))) == []
+    assert cast(hear(rounds, propose(block_by(2), 2, valid_round=1))) == []
 
 
 def test_the_valid_block_is_proposed_again() -> None:
@@ -184,7 +181,7 @@ def test_the_valid_block_is_proposed_again() -> None:
     rounds = make_rounds(me)
     block = block_by(1)
     rounds.start()
-    rounds.on_proposal(propose(block))
+    hear(rounds, propose(block))
     for signer in others(me):
         rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
     effects = rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
@@ -199,7 +196,7 @@ def test_a_quorum_of_an_earlier_round_still_decides() -> None:
     rounds = make_rounds(None)
     block = block_by(1)
     rounds.start()
-    rounds.on_proposal(propose(block))
+    hear(rounds, propose(block))
     rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
     assert rounds.round == 1
     effects: list[Effect] = []
@@ -222,7 +219,7 @@ def test_a_stale_timeout_changes_nothing() -> None:
     """A time-out names its height, round and step; any other moment ignores it."""
     rounds = make_rounds(KEYS[0])
     rounds.start()
-    rounds.on_proposal(propose(block_by(1)))
+    hear(rounds, propose(block_by(1)))
     for stale in (Timeout(1, 0, Step.PROPOSE), Timeout(2, 0, Step.PREVOTE), Timeout(1, 3, Step.PREVOTE)):
         assert rounds.on_timeout(stale) == []
     assert (rounds.round, rounds.step) == (0, Step.PREVOTE)
@@ -236,7 +233,7 @@ def test_two_votes_in_one_round_are_shown_and_count_once() -> None:
     effects = rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\2" * 32))
     assert [type(one) for one in effects] == [Equivocation]
     assert not rounds.tally.has_quorum_of_any(VoteKind.PREVOTE, 0)
-    assert rounds.tally.power_in_round(0) == STAKES[0]
+    assert rounds.tally.voters(0) == {KEYS[0].public_key}
 
 
 def test_forged_and_foreign_messages_are_refused() -> None:
@@ -245,7 +242,7 @@ def test_forged_and_foreign_messages_are_refused() -> None:
     rounds.start()
     wrong = next(one for one in KEYS if one is not turn_of(0))
     with pytest.raises(BadSignature):
-        rounds.on_proposal(sign_proposal(wrong, GENESIS.network_id, 0, -1, block_by(1)))
+        hear(rounds, sign_proposal(wrong, GENESIS.network_id, 0, -1, block_by(1)))
     with pytest.raises(BadSignature):
         rounds.on_vote(sign_vote(KEYS[1], b"another network", VoteKind.PREVOTE, 1, 0, NO_BLOCK))
     with pytest.raises(Unexpected):
@@ -253,7 +250,9 @@ def test_forged_and_foreign_messages_are_refused() -> None:
     with pytest.raises(Unexpected):
         rounds.on_vote(sign_vote(KEYS[1], GENESIS.network_id, VoteKind.PREVOTE, 2, 0, NO_BLOCK))
     with pytest.raises(Unexpected):
-        rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 999))
+        hear(rounds, propose(block_by(1, 999), 999))
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(block_by(1, 1)))
     assert rounds.tally.rounds() == []
     assert rounds.proposals == {}
 
@@ -268,8 +267,8 @@ def test_a_body_swapped_on_the_way_does_not_stand_in_the_way_of_the_honest_one()
     for part in ({"transactions": (foreign,)}, {"last_commit": commit}):
         swapped = msgspec.structs.replace(honest, block=msgspec.structs.replace(honest.block, **part))
         with pytest.raises(Malformed):
-            rounds.on_proposal(swapped)
-    assert cast(rounds.on_proposal(honest)) == [(VoteKind.PREVOTE, 0, honest.block.hash)]
+            hear(rounds, swapped)
+    assert cast(hear(rounds, honest)) == [(VoteKind.PREVOTE, 0, honest.block.hash)]
 
 
 class _Network:
@@ -300,8 +299,8 @@ class _Network:
                 self.waiting.pop(at)
             if name not in self.decided:
                 machine = self.machines[name]
-                handle = machine.on_vote if isinstance(message, Vote) else machine.on_proposal
-                self.carry_out(name, handle(message))  # type: ignore[arg-type]  # chosen by the message's type
+                effects = machine.on_vote(message) if isinstance(message, Vote) else hear(machine, message)
+                self.carry_out(name, effects)
         elif self.timeouts:
             self.timeouts.sort(key=lambda entry: entry[0])
             self.now_ms, name, timeout = self.timeouts.pop(0)
@@ -315,7 +314,7 @@ class _Network:
                 case CastVote():
                     self.send(vote(me, effect.kind, effect.block_hash, effect.round))
                 case Propose():
-                    block = effect.block or block_by(1 + effect.round)
+                    block = effect.block or block_by(1 + effect.round, effect.round)
                     self.send(sign_proposal(me, GENESIS.network_id, effect.round, effect.valid_round, block))
                 case ScheduleTimeout():
                     self.timeouts.append((self.now_ms + effect.after_ms, name, effect.timeout))
@@ -348,7 +347,7 @@ def test_a_restart_keeps_the_lock() -> None:
     assert cast(again.start()) == []
     assert (again.round, again.step) == (0, Step.PRECOMMIT)
     again.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    assert cast(again.on_proposal(propose(block_by(2), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
+    assert cast(hear(again, propose(block_by(2, 1), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
 
 
 def test_a_restart_without_the_lock_would_vote_against_it() -> None:
@@ -356,8 +355,8 @@ def test_a_restart_without_the_lock_would_vote_against_it() -> None:
     forgetful = make_rounds(KEYS[0])
     forgetful.start()
     forgetful.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    other = block_by(2)
-    assert cast(forgetful.on_proposal(propose(other, 1))) == [(VoteKind.PREVOTE, 1, other.hash)]
+    other = block_by(2, 1)
+    assert cast(hear(forgetful, propose(other, 1))) == [(VoteKind.PREVOTE, 1, other.hash)]
 
 
 @pytest.mark.parametrize("signed", [1, 2, 3], ids=["proposal", "prevote", "precommit"])
@@ -416,7 +415,7 @@ def test_an_old_block_time_counts_for_a_fresh_proposal_alone() -> None:
         is_timely=lambda _: False,
     )
     rounds.start()
-    assert cast(rounds.on_proposal(propose(block))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
+    assert cast(hear(rounds, propose(block))) == [(VoteKind.PREVOTE, 0, NO_BLOCK)]
     effects: list[Effect] = []
     for signer in KEYS[1:]:
         effects += rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, block.hash))
@@ -435,3 +434,65 @@ def test_what_is_told_again_does_not_grow_with_the_rounds() -> None:
     proposals, votes = rounds.news()
     assert [proposal.round for proposal in proposals] == [0]
     assert {one.round for one in votes} <= {0, rounds.round - 1, rounds.round}
+
+
+def test_who_was_away_for_hundreds_of_rounds_is_pulled_along() -> None:
+    """Votes too far ahead to be counted still say where the others are; once there, they count."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    far = 3 * MAX_ROUNDS_AHEAD
+    for number in range(MAX_ROUNDS_AHEAD + 1, far):
+        rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, number))
+    assert rounds.round == 0
+    assert len(rounds.tally.far_votes()) == 1
+    ahead = vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, far + 7)
+    rounds.on_vote(ahead)
+    assert rounds.round == far - 1
+    assert rounds.has_vote(ahead)
+    assert rounds.tally.far_votes() == []
+    effects = rounds.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK, far + 7))
+    assert rounds.round == far + 7
+    assert any(isinstance(one, ScheduleTimeout) for one in effects)
+
+
+def test_over_a_third_spread_over_later_rounds_pulls_along() -> None:
+    """Rule 9 asks where a third of the stake is or beyond: not all of it need be seen in one round."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 4))
+    rounds.on_vote(vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, 9))
+    assert rounds.round == 4
+
+
+def test_a_block_that_names_another_author_is_refused() -> None:
+    """The header's proposer is whose turn it is, or was when a block is proposed again: nobody is made its author."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    other = next(number for number in range(1, 20) if turn_of(number) != turn_of(0))
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(block_by(1, other)))
+    again = block_by(1)
+    hear(rounds, propose(again, other, valid_round=0))
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(block_by(1, other), other + 1, valid_round=other - 1))
+
+
+def test_two_proposals_for_one_round_are_shown() -> None:
+    """The first one stays and is voted on; both together are evidence against whose turn it was."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    first, second = propose(block_by(1)), propose(block_by(2))
+    hear(rounds, first)
+    effects = hear(rounds, second)
+    assert effects == [Equivocation(turn_of(0).public_key, first, second)]
+    assert rounds.proposals == {0: first}
+    assert hear(rounds, first) == []
+
+
+def test_those_who_are_missing_are_named() -> None:
+    """Of whom nothing was heard in the round under way is what stands still for."""
+    rounds = make_rounds(None)
+    rounds.start()
+    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK))
+    rounds.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK))
+    assert set(rounds.missing()) == {KEYS[0].public_key, KEYS[2].public_key}

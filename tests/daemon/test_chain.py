@@ -13,7 +13,8 @@ import trio
 from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, sign_vote
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.params import ChainParams
-from moed.consensus.state import read_account
+from moed.consensus.state import read_account, stake_behind
+from moed.consensus.summary import RoundsSummary
 from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
 from moed.daemon.chain import Chain
@@ -24,7 +25,7 @@ from moed.daemon.node import now_ms
 from moed.daemon.signer import Signer
 from moed.daemon.store import Store, verify_chain
 from moed.protocol.addresses import Address
-from moed.protocol.codec import encode_record
+from moed.protocol.codec import convert_record, encode_record
 from moed.protocol.identity import Identity
 from support.chains import grow, key, make_genesis, sign_commit, signed
 
@@ -176,7 +177,7 @@ async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> Non
 
     handlers = {
         "chain.blocks": lie,
-        **{f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")},
+        **{f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")},
     }
     async with run_chain(tmp_path / "b", key(50), signs=False) as late, run_liar(handlers) as (liar, _):
         with trio.fail_after(PATIENCE_S):
@@ -206,7 +207,7 @@ async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: 
 
     handlers = {
         "chain.blocks": nothing,
-        **{f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")},
+        **{f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")},
     }
     async with (
         run_chain(tmp_path / "a", key(1)) as one,
@@ -225,7 +226,7 @@ async def ignore(_: Call) -> Reply:
     return Reply(None)
 
 
-DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "vote", "proposal", "transaction")}
+DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")}
 
 
 async def test_transactions_that_come_too_late_do_not_count_against_their_bearer(tmp_path: Path) -> None:
@@ -234,9 +235,9 @@ async def test_transactions_that_come_too_late_do_not_count_against_their_bearer
         session = await peer.connect(one.address, None, timeout_s=5)
         stale = signed(one.chain.head, key(3), Transfer(to=key(9).public_key, amount=1), 10_000)
         for _ in range(100):
-            await session.notify("chain.transaction", encode_record(stale))
+            await session.notify("chain.transactions", [encode_record(stale)])
         good = signed(one.chain.head, key(3), Transfer(to=key(9).public_key, amount=1))
-        await session.notify("chain.transaction", encode_record(good))
+        await session.notify("chain.transactions", [encode_record(good)])
         with trio.fail_after(PATIENCE_S):
             while good not in one.chain.mempool:  # noqa: ASYNC110  # the pool signals nobody
                 await trio.sleep(0.01)
@@ -259,7 +260,7 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
         with trio.fail_after(PATIENCE_S):
             while not one.chain._early:  # noqa: ASYNC110  # nothing signals what is kept
                 await trio.sleep(0.01)
-        assert one.chain._early == [vote(key(1), 7)]
+        assert [heard.message for heard in one.chain._early] == [vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
 
 
@@ -316,19 +317,18 @@ async def test_a_claim_that_was_forgotten_is_heard_again(tmp_path: Path) -> None
         assert asked == 2
 
 
-class Emptying:
-    """A session that takes notices, and during whose first transaction a block takes all that wait."""
+class Listening:
+    """A session that keeps what it is told."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self) -> None:
         self.node_id = key(66).node_id
-        self.told: list[str] = []
-        self._chain = chain
+        self.told: dict[str, object] = {}
+        self.is_done = trio.Event()
 
     async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
-        self.told.append(method)
-        if method == "chain.transaction":
-            for transaction in list(self._chain.mempool.candidates(self._chain.head.state)):
-                self._chain.mempool.discard(transaction)
+        self.told[method] = body
+        if method == "chain.transactions":
+            self.is_done.set()
 
     async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
         raise AssertionError("a greeting asks nothing")
@@ -337,11 +337,36 @@ class Emptying:
         raise AssertionError("a greeting drops nobody")
 
 
-async def test_a_greeting_goes_on_while_a_block_takes_what_it_tells(tmp_path: Path) -> None:
-    """Transactions of several senders leave the pool while a new peer is told of them."""
+async def test_a_greeting_tells_what_waits(tmp_path: Path) -> None:
+    """A new peer hears how far we are, what we hold of the height under way, and of all waiting transactions."""
     async with run_chain(tmp_path / "a", key(50)) as one:
-        for sender in (3, 4, 5):
-            await one.chain.add_transaction(signed(one.chain.head, key(sender), Register()), origin=None)
-        session = Emptying(one.chain)
+        waiting = [signed(one.chain.head, key(sender), Register()) for sender in (3, 4, 5)]
+        for transaction in waiting:
+            await one.chain.add_transaction(transaction, origin=None)
+        session = Listening()
         await one.chain.greet(session)
-        assert session.told.count("chain.transaction") == 3
+        with trio.fail_after(PATIENCE_S):
+            await session.is_done.wait()
+        assert session.told["chain.status"] == {"height": 0}
+        assert convert_record(session.told["chain.have"], RoundsSummary).height == 1
+        told = session.told["chain.transactions"]
+        assert isinstance(told, list)
+        assert sorted(told) == sorted(encode_record(transaction) for transaction in waiting)
+
+
+async def test_who_signs_twice_is_slashed(tmp_path: Path) -> None:
+    """Two votes of one validator for one step, seen by an honest node, cost it stake within a few blocks."""
+    async with run_chain(tmp_path / "a", key(1)) as one, run_liar(DEAF) as (peer, _):
+        before = stake_behind(one.chain.head.state, key(2).public_key)
+        session = await peer.connect(one.address, None, timeout_s=5)
+        honest_peer = run_chain(tmp_path / "b", key(2))
+        async with honest_peer as two:
+            await two.dial(one)
+            with trio.fail_after(PATIENCE_S):
+                while stake_behind(one.chain.head.state, key(2).public_key) == before:
+                    height = one.chain.height + 1
+                    for block_hash in (b"\1" * 32, b"\2" * 32):
+                        vote = sign_vote(key(2), GENESIS.network_id, VoteKind.PREVOTE, height, 0, block_hash)
+                        await session.notify("chain.vote", encode_record(vote))
+                    await one.chain.wait_block()
+        assert stake_behind(one.chain.head.state, key(2).public_key) < before

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moed.daemon.errors import StoreCorrupt
-from moed.daemon.journal import FileJournal
+from moed.daemon.journal import COMPACT_BYTES, FileJournal
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,13 +58,17 @@ def test_zeros_at_the_end_are_no_entries(tmp_path: Path) -> None:
     assert FileJournal(path).entries() == [b"one", b"two"]
 
 
-def test_a_restart_replaces_everything(tmp_path: Path) -> None:
-    """After a restart the journal holds the new entries alone."""
-    journal = FileJournal(tmp_path / "journal")
-    journal.append(b"old")
-    journal.restart([b"new"])
-    journal.append(b"newer")
-    assert journal.entries() == FileJournal(tmp_path / "journal").entries() == [b"new", b"newer"]
+def test_what_is_superseded_goes_when_it_takes_room(tmp_path: Path) -> None:
+    """The file is bounded however many entries make the ones before them needless, and ends with the last ones."""
+    path = tmp_path / "journal"
+    journal = FileJournal(path)
+    sizes = []
+    for number in range(40):
+        journal.supersede(bytes([number]) * (COMPACT_BYTES // 8))
+        journal.append(b"beside %d" % number)
+        sizes.append(path.stat().st_size)
+        assert FileJournal(path).entries()[-2:] == [bytes([number]) * (COMPACT_BYTES // 8), b"beside %d" % number]
+    assert max(sizes) < 2 * COMPACT_BYTES
 
 
 def test_a_damaged_first_entry_is_no_cut(tmp_path: Path) -> None:

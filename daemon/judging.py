@@ -1,0 +1,69 @@
+"""What the blocks under vote do to the chain: each is executed once, where that holds nobody up."""
+
+from __future__ import annotations
+
+import structlog
+
+from moed.consensus.blocks import Block, Proposal
+from moed.consensus.errors import RuleBroken
+from moed.consensus.rounds import Rounds
+from moed.consensus.transition import Executed, Head
+
+from .sync import RunBlocking
+
+logger = structlog.get_logger()
+
+FEW_TRANSACTIONS = 8
+"""A block of so few is executed at once: that takes less than the way to a thread and back."""
+
+
+class Judge:
+    """Executes blocks on ``head`` and keeps what came out until the height is decided."""
+
+    def __init__(self, head: Head, run_blocking: RunBlocking) -> None:
+        self._head = head
+        self._run_blocking = run_blocking
+        self._outcomes: dict[bytes, Executed | RuleBroken] = {}
+
+    def clear(self) -> None:
+        """The head has moved; nothing executed on the old one counts."""
+        self._outcomes.clear()
+
+    async def examine(self, rounds: Rounds, proposal: Proposal) -> None:
+        """Check a proposal and execute its block, so that `holds` need not. Raises what `check_proposal` does."""
+        if len(proposal.block.transactions) <= FEW_TRANSACTIONS:
+            rounds.check_proposal(proposal)
+            return
+        await self._run_blocking(rounds.check_proposal, proposal)
+        if proposal.block.hash not in self._outcomes:
+            self._outcomes[proposal.block.hash] = await self.try_execute(proposal.block)
+
+    async def try_execute(self, block: Block) -> Executed | RuleBroken:
+        """What a block does, or the rule that it breaks."""
+        if len(block.transactions) <= FEW_TRANSACTIONS:
+            return self._execute(block)
+        outcome: Executed | RuleBroken = await self._run_blocking(self._execute, block)
+        return outcome
+
+    def holds(self, block: Block) -> bool:
+        """Whether a block under vote breaks no rule; what it does is kept for when it is decided."""
+        outcome = self._outcomes.get(block.hash)
+        if outcome is None:
+            outcome = self._outcomes[block.hash] = self._execute(block)
+        if isinstance(outcome, RuleBroken):
+            logger.warning("chain.block_refused", height=block.height, reason=str(outcome))
+            return False
+        return True
+
+    def executed(self, block: Block) -> Executed:
+        """What a block that `holds` does."""
+        outcome = self._outcomes[block.hash]
+        if isinstance(outcome, RuleBroken):
+            raise TypeError(f"block {block.height} was refused and yet decided")
+        return outcome
+
+    def _execute(self, block: Block) -> Executed | RuleBroken:
+        try:
+            return self._head.execute(block)
+        except RuleBroken as error:
+            return error
