@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test demo promises clean
+.PHONY: install check test demo simulate simulate-slice promises clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a real network of six daemons on this machine, from install to shutdown"
 	@echo "make test      every test"
+	@echo "make simulate-slice   40 simulated lives of the chain under faults; make simulate lives 2,020 of an hour each"
 	@echo "make check     format, lint, types and import arrows"
 	@echo "make promises  the table of what moed promises, with the test that shows it"
 	@echo "make install   the environment in .venv alone"
@@ -31,6 +32,16 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest -q
+
+# the seeds of the slice are others than those of the tests, which live through the first ones
+simulate-slice: install
+	$(BIN)/moed simulate --seed 100 --seeds 30 --hours 0.25 --nodes 4
+	$(BIN)/moed simulate --seed 100 --seeds 10 --hours 0.15 --nodes 7
+
+simulate: install
+	$(BIN)/moed simulate --seeds 1000 --nodes 4
+	$(BIN)/moed simulate --seeds 1000 --nodes 7
+	$(BIN)/moed simulate --seed 5000 --seeds 20 --nodes 4 --interval-ms 1000
 
 demo: install
 	$(BIN)/moed devnet run --validators 2 --miners 4 --epochs 3 $(if $(JSON),--json $(JSON))

@@ -17,10 +17,11 @@ import click
 from moed import __version__
 
 from .chain_verbs import chain
-from .errors import EXIT_USAGE, ConfigError, SimulationFailed
+from .errors import EXIT_USAGE, ConfigError
 from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
 from .plain_errors import plain_errors
+from .simulate_verb import simulate
 
 if TYPE_CHECKING:
     from .tables import Table
@@ -260,36 +261,7 @@ def _show_experiment(found: dict[str, Any], shown: list[Table], json_file: Path 
         write_json(json_file, found)
 
 
-@moed.command()
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Decides everything that happens.")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Live so many lives, from --seed on."
-)
-@click.option("--hours", type=click.FloatRange(0.1, 24 * 30), default=1.0, show_default=True, help="Of virtual time.")
-@click.option("--nodes", type=click.IntRange(1, 16), default=4, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each life.")
-@plain_errors
-def simulate(seed: int, seeds: int, hours: float, nodes: int, as_json: bool) -> None:
-    """Run networks of real nodes on virtual time under faults: loss, partitions, crashes, slow disks, liars.
-
-    At every step: no two final blocks at one height, equal roots, supply conserved, nothing final lost; after the
-    faults end, progress. A life that breaks one of these ends with its seed, and the same command shows it again.
-
-    \b
-    moed simulate --seed 7 --hours 1 --nodes 4
-    """
-    from .logs import configure_logging
-    from .simulation.world import InvariantBroken
-    from .simulation.world import simulate as live
-
-    configure_logging("error")
-    for one in range(seed, seed + seeds):
-        try:
-            report = live(one, nodes=nodes, hours=hours)
-        except InvariantBroken as broken:
-            again = f"moed simulate --seed {one} --hours {hours:g} --nodes {nodes}"
-            raise SimulationFailed(str(broken), f"see it again with: {again}") from broken
-        click.echo(json.dumps(report.as_dict()) if as_json else report.line())
+moed.add_command(simulate)
 
 
 @moed.group()
