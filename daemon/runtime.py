@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -22,7 +22,10 @@ from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
 from moed.models.errors import DeadlinePassed, ExpertError, NoBackward, ShapeMismatch, Stopping, TrainingDiverged
 from moed.protocol.experts import BatchSchema, ExpertInfo, Load
 
+from .allocator import keep_freed_memory
+
 Rows = npt.NDArray[Any]
+T = TypeVar("T")
 # ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
 RunBlocking = Callable[..., Awaitable[Any]]
 
@@ -60,9 +63,10 @@ class Learned:
 
 
 class TeachableHosted(Hosted, Protocol):
-    """An expert whose ``info.has_backward`` is true has this too."""
+    """An expert whose ``info.has_backward`` is true has this too. After `gradient`, `learn` is the next call."""
 
-    def backward(self, inputs: Rows, gradients: Rows) -> Rows: ...
+    def gradient(self, inputs: Rows, gradients: Rows) -> Rows: ...
+    def learn(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class _State:
     # the shortest of late that a batch took inside the expert, and the moving average of its rows
     busy_s: float = math.inf
     batch_rows: float = 1.0
+    learn_s: float = 0.0  # what the last step after a gradient took
     rows_served: int = 0
     saved_steps: int = -1
 
@@ -231,6 +236,7 @@ class Runtime:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and train until cancelled; then store every expert and refuse whoever still waits."""
+        keep_freed_memory()
         task_status.started()
         save_at_s = trio.current_time() + self._config.checkpoint_every_s
         try:
@@ -299,7 +305,8 @@ class Runtime:
         try:
             if gradients:
                 hosted = cast("TeachableHosted", state.hosted)  # `backward` lets no other request in
-                answer, busy_s = await self._run_blocking(_timed, hosted.backward, inputs, _joined(gradients))
+                answer, busy_s = await self._run_blocking(_timed, hosted.gradient, inputs, _joined(gradients))
+                busy_s += state.learn_s  # the step is still to come, and takes what it took last time
             elif self._is_quick(state, batch.rows):
                 answer, busy_s = _timed(state.hosted.forward, inputs)
             else:
@@ -317,6 +324,8 @@ class Runtime:
             rows = len(request.inputs)
             self._resolve(request, answer=answer[at : at + rows], busy_s=busy_s * rows / batch.rows)
             at += rows
+        if gradients:  # only now: nobody waits for it, and the answers travel meanwhile
+            _, state.learn_s = await self._run_blocking(_timed, hosted.learn)
 
     def _is_quick(self, state: _State, rows: int) -> bool:
         """Whether a forward of so many rows is sure to be shorter than a thread's own cost."""
@@ -389,7 +398,7 @@ def _joined(parts: list[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _timed(function: Callable[..., Rows], *arguments: Rows) -> tuple[Rows, float]:
+def _timed(function: Callable[..., T], *arguments: Rows) -> tuple[T, float]:
     began_s = time.perf_counter()
     answer = function(*arguments)
     return answer, time.perf_counter() - began_s

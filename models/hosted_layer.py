@@ -114,7 +114,13 @@ class HostedLayer:
         return answer
 
     def backward(self, inputs: Rows, gradients: Rows) -> Rows:
-        """The gradient at ``inputs`` [B, D] from that at the outputs, and one step of Adam.
+        """`gradient`, and then `learn`."""
+        at_input = self.gradient(inputs, gradients)
+        self.learn()
+        return at_input
+
+    def gradient(self, inputs: Rows, gradients: Rows) -> Rows:
+        """The gradient at ``inputs`` [B, D] from that at the outputs. `learn` comes next, before any other call.
 
         Raises `ShapeMismatch` for a gradient that is not finite: it would ruin the weights. `ExpertFailed` as above.
         """
@@ -128,7 +134,6 @@ class HostedLayer:
             torch.autograd.backward(run.output, at_output)
         except RuntimeError as error:
             raise ExpertFailed(f"expert {self.name!r}: {error}") from error
-        self._learn()
         assert run.x.grad is not None
         at_input: Rows = run.x.grad.numpy()
         return at_input
@@ -144,7 +149,8 @@ class HostedLayer:
             return None
         return kept if np.array_equal(kept.x.detach().numpy(), inputs) else None
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """One step of Adam along what `gradient` found: apart from it, because no caller has to wait for it."""
         parameters = list(self.module.named_parameters())
         norm = clip_gradients((parameter for _, parameter in parameters), self.spec.clip_norm)
         if self.spec.learning_rate and math.isfinite(norm):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moed.models.errors import ModelRefused, ShapeMismatch
-from moed.models.hosted_layer import HostedLayer, LayerSpec, open_layer
+from moed.models.hosted_layer import HostedLayer, LayerSpec, Rows, open_layer
 
 WIDTH = 8
 ROWS = np.random.default_rng(1).standard_normal((5, WIDTH), dtype=np.float32)
@@ -69,16 +69,17 @@ def test_backward_takes_up_the_forward_before_it_only_where_that_is_the_same_cal
 def test_what_is_only_asked_keeps_nothing(tmp_path: Path) -> None:
     """Without a backward call, or with more rows than are kept, no graph waits for one."""
     hosted = layer(tmp_path)
-    hosted.forward(ROWS)
-    assert hosted._kept is None
-    hosted.backward(ROWS, ROWS)
     many = np.zeros(((4 << 20) // (4 * WIDTH) + 1, WIDTH), np.float32)
-    hosted.forward(many)
-    assert hosted._kept is None
-    hosted.forward(ROWS)
-    assert hosted._kept is not None
-    hosted.forward(ROWS)
-    assert hosted._kept is None
+
+    def keeps(rows: Rows) -> bool:
+        hosted.forward(rows)
+        return hosted._kept is not None
+
+    assert not keeps(ROWS)
+    hosted.backward(ROWS, ROWS)
+    assert not keeps(many)
+    assert keeps(ROWS)
+    assert not keeps(ROWS), "the one before was not followed by its backward"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
