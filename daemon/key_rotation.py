@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moed.consensus.state import Neuron, State, read_account, read_neuron
 from moed.consensus.transactions import RotateKey, sign_consent
+from moed.consensus.turns import power_of
 
 from .errors import KeyFileError, StoreFailed
 from .home import Home
@@ -56,17 +57,24 @@ def begin_rotation(home: Path, out: Path, *, expires: int = 0) -> Begun:
 def finish_rotation(home: Path) -> bytes:
     """Put the next key in the place of the present one, which is kept beside it; returns the new public key.
 
-    The node must be stopped. Raises `KeyFileError` unless the chain here says that the next key holds a uid.
+    The node must be stopped. Raises `KeyFileError` unless the chain here says that the next key holds the uid, and that
+    the present one has no seat among the validators that the next would not have: those change with the epoch.
     """
     place = Home(home)
     with hold_identity(place.key) as present:
         fresh = load_identity(place.next_key)
         with Store(place.database, place.load_genesis()) as store:
-            uid = read_account(store.load_head().state, fresh.public_key).uid
-        if uid is None:
+            head = store.load_head()
+        if read_account(head.state, fresh.public_key).uid is None:
             raise KeyFileError(
                 f"the chain here does not know the key {fresh.public_key.hex()[:12]} yet",
                 "send the transaction, and let the node follow until it is final",
+            )
+        if power_of(head.validators, present.public_key) > 0:
+            tempo = head.params.tempo
+            raise KeyFileError(
+                f"the present key signs blocks until the epoch ends at {head.height + tempo - head.height % tempo}",
+                "start the node again, and finish when that block is final",
             )
         name = f"{present.node_id.hex()[:12]}.old"
         try:

@@ -117,7 +117,7 @@ def signed_transaction(file: TransactionFile) -> SignedTransaction:
 def describe(body: Body) -> dict[str, Any]:
     """A body as builtins for people and JSON: bytes in hexadecimal, amounts in units and in credits."""
     plain = msgspec.to_builtins(body, builtin_types=(bytes,))
-    shown = {name: _shown(value) for name, value in plain.items() if value not in (None, b"", 0)}
+    shown = {name: _shown(value) for name, value in plain.items() if value is not None and value != b""}
     return shown | {f"{name}_credits": credits_text(plain[name]) for name in AMOUNTS & shown.keys()}
 
 

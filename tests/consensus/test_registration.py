@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from moed.consensus.errors import (
     NotRegistered,
 )
 from moed.consensus.evidence import double_vote
-from moed.consensus.params import CREDIT, ChainParams
+from moed.consensus.params import CREDIT, ChainParams, emission_at
 from moed.consensus.registration import burn_price, registration_price
 from moed.consensus.state import Totals, change, neuron_key, pool_of, read_totals, read_validators
 from moed.consensus.transactions import (
@@ -184,3 +186,26 @@ def test_a_key_acts_until_its_time_is_over_and_again_when_renewed() -> None:
     book.close()
     book.send(FRESH, SetWeights(weights=((1, 2),)))
     assert len(read_validators(book.state).members) == 2
+
+
+def test_a_permit_takes_the_least_stake() -> None:
+    """Whoever has less than the network asks for loses permit and seat at the end of the epoch, until it has more."""
+    params = ChainParams(tempo=10, fee_per_byte=0, min_stake=50 * CREDIT, emission_per_block=0)
+    book = Ledger((60, 49), (1,), params)
+    book.close()
+    assert [book.neuron(uid).has_permit for uid in (0, 1)] == [True, False]
+    assert [member.key for member in read_validators(book.state).members] == [key(1).public_key]
+    book.send(3, Delegate(to=key(2).public_key, amount=CREDIT))
+    book.close()
+    assert [book.neuron(uid).has_permit for uid in (0, 1)] == [True, True]
+
+
+@given(st.integers(1, 10**10), st.integers(1, 10**6))
+def test_halvings_never_add_up_to_more_than_two_first_periods(emission: int, interval: int) -> None:
+    """Each period pays half of the one before; the sum of all that will ever be minted is bounded."""
+    params = ChainParams(emission_per_block=emission, halving_interval=interval)
+    periods = [emission_at(params, period * interval) for period in range(80)]
+    assert periods[0] == emission == emission_at(params, interval - 1)
+    assert all(later == earlier // 2 for earlier, later in pairwise(periods))
+    assert sum(periods) * interval <= 2 * emission * interval
+    assert periods[-1] == 0

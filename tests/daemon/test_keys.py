@@ -19,7 +19,7 @@ from moed.consensus.transactions import RotateKey, SetOwner, Transfer
 from moed.daemon.cli import moed
 from moed.daemon.errors import ChainFileError, KeyFileError
 from moed.daemon.home import Home, initialise, write_genesis
-from moed.daemon.keystore import load_identity
+from moed.daemon.keystore import load_identity, write_key_file
 from moed.daemon.sealed_keys import LEAST, SealedKey, create_sealed, read_sealed, seal, unseal, write_sealed
 from moed.daemon.store import Store
 from moed.daemon.transaction_files import (
@@ -273,6 +273,10 @@ def test_a_work_key_is_rotated_by_its_owner(tmp_path: Path, words: str) -> None:
     transaction = signed_transaction(read_file(out))
     assert isinstance(transaction.body, RotateKey)
     grow_home(home, genesis, worker, [transaction])
+    said = moed_says("keys", "rotate", "--home", str(home.folder), "--finish", code=1)
+    assert "signs blocks until the epoch ends at 5" in said
+    for _ in range(3):
+        grow_home(home, genesis, worker, [])
     home.signed.write_bytes(b"what the old key signed")
     assert fresh.public_key.hex() in moed_says("keys", "rotate", "--home", str(home.folder), "--finish")
     assert load_identity(home.key).public_key == fresh.public_key
@@ -289,7 +293,19 @@ def test_a_work_key_is_rotated_by_its_owner(tmp_path: Path, words: str) -> None:
     assert read_account(state, fresh.public_key).uid == 0
 
 
-def test_who_owns_itself_signs_its_own_rotation(tmp_path: Path) -> None:
+def test_an_owner_key_in_the_home_is_no_work_key(tmp_path: Path) -> None:
+    """Only the key that works for the uid is replaced; whoever runs a node with the owner's is told."""
+    worker = Identity(b"\7" * 32)
+    home, genesis, _ = owned_home(tmp_path, worker)
+    home.key.unlink()
+    write_key_file(home.key, b"\7" * 32)
+    out = tmp_path / "rotate.json"
+    with Store(home.database, genesis) as store:
+        assert read_account(store.load_head().state, worker.public_key).uid is None
+    assert "has no uid" in moed_says("keys", "rotate", "--home", str(home.folder), "--out", str(out), code=1)
+
+
+def test_the_work_key_that_owns_itself_signs_at_once(tmp_path: Path) -> None:
     """Without an owner key elsewhere the present work key is the owner, and stays it."""
     home = Home(tmp_path / "home")
     initialise(home.folder, role="validator")
@@ -297,15 +313,13 @@ def test_who_owns_itself_signs_its_own_rotation(tmp_path: Path) -> None:
     with Store(home.database, genesis):
         pass
     out = tmp_path / "rotate.json"
-    assert "it is signed by the present work key" in moed_says(
-        "keys", "rotate", "--home", str(home.folder), "--out", str(out)
-    )
+    said = moed_says("keys", "rotate", "--home", str(home.folder), "--out", str(out))
+    assert "it is signed by the present work key" in said
     grow_home(home, genesis, worker, [signed_transaction(read_file(out))])
-    moed_says("keys", "rotate", "--home", str(home.folder), "--finish")
     with Store(home.database, genesis) as store:
         neuron = read_neuron(store.load_head().state, 0)
     assert neuron is not None
-    assert (neuron.key, neuron.payee) == (load_identity(home.key).public_key, worker.public_key)
+    assert (neuron.key, neuron.payee) == (load_identity(home.next_key).public_key, worker.public_key)
 
 
 def test_a_key_without_a_uid_has_nothing_to_rotate(tmp_path: Path) -> None:
