@@ -40,7 +40,7 @@ def check_proof(proof: StateProof, validators: ValidatorSet, network_id: bytes) 
     ``validators`` is a set that the caller trusts, of this height or of an earlier one whose stake is still bonded.
     Over two thirds of its power must have signed, and what others signed beside it counts for nothing.
     """
-    _check_final(proof.header, proof.commit, validators, network_id)
+    check_trusted(proof.header, proof.commit, validators, network_id)
     root = proof.branch.root_for(proof.key)
     if root != proof.header.state_root:
         raise InvalidProof("root that the branch leads to", proof.header.state_root.hex(), root.hex())
@@ -52,7 +52,11 @@ def check_proof(proof: StateProof, validators: ValidatorSet, network_id: bytes) 
     return decode_state_record(proof.key, proof.value) if proof.value is not None else None
 
 
-def _check_final(header: Header, commit: Commit, validators: ValidatorSet, network_id: bytes) -> None:
+def check_trusted(header: Header, commit: Commit, validators: ValidatorSet, network_id: bytes) -> None:
+    """Raise `InvalidProof` unless over two thirds of a trusted set's power signed this header as final.
+
+    Unlike `check_commit` it passes over signers that the set does not know: they may have come later.
+    """
     if (commit.height, commit.block_hash) != (header.height, header.hash):
         raise InvalidProof("block that the commit is for", header.hash.hex(), commit.block_hash.hex())
     payload = vote_payload(VoteKind.PRECOMMIT, commit.height, commit.round, commit.block_hash)

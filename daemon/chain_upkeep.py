@@ -1,32 +1,23 @@
-"""Chains as files, and chains made shorter: export, import, prune; everything is executed and checked on its way.
-
-An exported file is the line `MAGIC`, the network's id, blocks with their commits in frames of their length (4 bytes,
-big-endian), an empty frame, and a hash of all of it: a cut or changed file is known as one.
-"""
+"""Chains as files, and chains made shorter: export, import, prune; everything is executed and checked on its way."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
-from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Block, Commit
+from moed.consensus.blocks import Block, Commit
 from moed.consensus.errors import RuleBroken
 from moed.consensus.transition import Head
 from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 
 from .database import REMEDY
-from .errors import ChainFileError, StoreCorrupt, StoreFailed
+from .errors import ChainFileError, StoreCorrupt
+from .framed_files import MAX_FRAME_BYTES, read_frames, writing
 from .store import Store, check_headers
 
 MAGIC = b"moed chain 1\n"
-_LENGTH_BYTES = 4
-_HASH_BYTES = 32
-_MAX_FRAME_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 
 
 class _Row(Record, frozen=True, kw_only=True):
@@ -57,25 +48,11 @@ def export_chain(store: Store, path: Path) -> Moved:
 
     Works beside a running daemon. Raises `StoreCorrupt`, or `StoreFailed` if the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            writer = _HashedWriter(file)
-            writer.write(MAGIC + store.genesis.network_id)
-            count, height = 0, 0
-            with store.snapshot():
-                for block, commit in store.blocks():
-                    frame = encode_record(_Row(block=block, commit=commit))
-                    writer.write(len(frame).to_bytes(_LENGTH_BYTES, "big") + frame)
-                    count, height = count + 1, block.height
-            writer.write(b"\0" * _LENGTH_BYTES)
-            file.write(writer.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreFailed(f"cannot write {path}: {error.strerror}", "check the folder and the free space") from error
+    count, height = 0, 0
+    with writing(path, MAGIC, store.genesis.network_id) as writer, store.snapshot():
+        for block, commit in store.blocks():
+            writer.write(encode_record(_Row(block=block, commit=commit)))
+            count, height = count + 1, block.height
     return Moved(count, height)
 
 
@@ -85,17 +62,11 @@ def import_chain(store: Store, path: Path) -> Moved:
     What is here already is passed over, so an import that was cut goes on where it stopped. Raises `ChainFileError`
     for a file that is none, is cut or changed, or does not follow; what came before the fault is kept.
     """
-    head = store.load_head()
-    try:
-        with path.open("rb") as file:
-            taken = 0
-            for row in _read_rows(file, path, store.genesis.network_id):
-                if row.block.height <= head.height:
-                    continue
-                _append(store, head, row, path)
-                taken += 1
-    except OSError as error:
-        raise ChainFileError(f"cannot read {path}: {error.strerror}", "name a file of `moed chain export`") from error
+    head, taken = store.load_head(), 0
+    for row in _read_rows(path, store.genesis.network_id):
+        if row.block.height > head.height:
+            _append(store, head, row, path)
+            taken += 1
     return Moved(taken, head.height)
 
 
@@ -147,60 +118,11 @@ def _advance(head: Head, block: Block, commit: Commit, path: Path) -> None:
     head.advance(executed, commit)
 
 
-def _read_rows(file: BinaryIO, path: Path, network_id: bytes) -> Iterator[_Row]:
-    """The blocks of a file, one by one; its hash is checked when all were read."""
-    reader = _HashedReader(file, path)
-    if reader.read(len(MAGIC)) != MAGIC:
-        raise ChainFileError(f"{path} is no chain file", "name a file of `moed chain export`")
-    found = reader.read(len(network_id))
-    if found != network_id:
-        raise ChainFileError(
-            f"{path} is of network {found.hex()[:12]}, and the genesis here of {network_id.hex()[:12]}",
-            "import it into a home of that network",
-        )
-    while size := int.from_bytes(reader.read(_LENGTH_BYTES), "big"):
-        if size > _MAX_FRAME_BYTES:
-            raise ChainFileError(f"{path} holds a block of {size} bytes", "get the file from somebody else")
+def _read_rows(path: Path, network_id: bytes) -> Iterator[_Row]:
+    for frame in read_frames(path, MAGIC, network_id):
         try:
-            yield decode_record(reader.read(size), _Row, max_bytes=_MAX_FRAME_BYTES)
+            yield decode_record(frame, _Row, max_bytes=MAX_FRAME_BYTES)
         except RemoteProtocolError as error:
             raise ChainFileError(
                 f"{path} holds a block that does not parse: {error}", "get the file from somebody else"
             ) from error
-    digest = reader.digest()
-    if file.read(_HASH_BYTES + 1) != digest:
-        raise ChainFileError(f"{path} is not what was exported: its hash differs", "copy the file again")
-
-
-class _HashedWriter:
-    """Writes to a file and hashes what it wrote."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = blake2b(digest_size=_HASH_BYTES)
-
-    def write(self, data: bytes) -> None:
-        self._hash.update(data)
-        self._file.write(data)
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
-
-
-class _HashedReader:
-    """Reads exact lengths from a file and hashes what it read. Raises `ChainFileError` where the file ends early."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file = file
-        self._path = path
-        self._hash = blake2b(digest_size=_HASH_BYTES)
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        if len(data) < size:
-            raise ChainFileError(f"{self._path} ends in the middle", "copy the file again; what it held is imported")
-        self._hash.update(data)
-        return data
-
-    def digest(self) -> bytes:
-        return self._hash.digest()

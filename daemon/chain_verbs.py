@@ -79,8 +79,9 @@ def verify(home: Path, as_json: bool) -> None:
     with _opened(home) as store:
         first = store.first_height
         head = verify_chain(store)
+        headers = sum(1 for _ in store.headers())
     found = {"height": head.height, "state_root": head.state_root.hex(), "first_height": first, "valid": True}
-    pruned = f"{first - 1} headers follow each other, " if first > 1 else ""
+    pruned = f"{headers} headers follow each other, " if headers else ""
     words = (
         f"{pruned}{head.height - first + 1} blocks executed again, every commit and root holds; "
         f"state root {head.state_root.hex()}"
@@ -106,20 +107,48 @@ def export_(file: Path, home: Path, as_json: bool) -> None:
     _say(asdict(moved), f"{moved.blocks} blocks up to height {moved.height} written to {file}", as_json=as_json)
 
 
-@chain.command("import")
+@chain.command()
 @click.argument("file", type=FILE)
 @home_option
 @json_option
 @plain_errors
-def import_(file: Path, home: Path, as_json: bool) -> None:
+def snapshot(file: Path, home: Path, as_json: bool) -> None:
+    """Write the state after the last block to FILE, for a home that begins there; the node may be running.
+
+    \b
+    moed chain snapshot state.moed --home ~/.moed
+    """
+    from .snapshot_files import write_snapshot
+
+    with _opened(home) as store:
+        height = write_snapshot(store, file)
+    _say({"height": height}, f"the state after block {height} written to {file}", as_json=as_json)
+
+
+@chain.command("import")
+@click.argument("file", type=FILE)
+@click.option("--validators", "trusted", type=FILE, help="FILE is a snapshot, believed if these signed it.")
+@home_option
+@json_option
+@plain_errors
+def import_(file: Path, trusted: Path | None, home: Path, as_json: bool) -> None:
     """Execute the blocks of FILE that come after the last one here, and keep them; the node must be stopped.
+
+    With --validators a new home begins at the snapshot in FILE.
 
     \b
     moed chain import blocks.moed --home ~/.moed
+    moed chain import state.moed --validators validators.json --home ~/.moed
     """
     from .chain_upkeep import import_chain
+    from .proof_files import read_validators_file
+    from .snapshot_files import begin_at_snapshot
 
     with _alone(home), _opened(home, must_exist=False) as store:
+        if trusted is not None:
+            height = begin_at_snapshot(store, file, read_validators_file(trusted).members).height
+            _say({"height": height}, f"the chain here begins after block {height}", as_json=as_json)
+            return
         moved = import_chain(store, file)
     _say(asdict(moved), f"{moved.blocks} blocks imported, the chain ends at height {moved.height}", as_json=as_json)
 

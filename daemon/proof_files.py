@@ -37,6 +37,11 @@ class ValidatorsFile(Record, frozen=True, kw_only=True):
     height: int
     validators: Annotated[tuple[ValidatorRow, ...], Meta(min_length=1, max_length=4_096)]
 
+    @property
+    def members(self) -> ValidatorSet:
+        rows = (Validator(key=bytes.fromhex(row.key), power=row.power) for row in self.validators)
+        return ValidatorSet(members=tuple(rows))
+
 
 class ProofFile(Record, frozen=True, kw_only=True):
     """A proof in hexadecimal of its canonical bytes."""
@@ -61,22 +66,26 @@ def proof_file(head: Head, key: bytes) -> ProofFile:
     return ProofFile(network_id=head.network_id.hex(), proof=encode_record(proof).hex())
 
 
+def read_validators_file(path: Path) -> ValidatorsFile:
+    """The set that a file trusts. Raises `ChainFileError`."""
+    return _read(path, ValidatorsFile, "validators")
+
+
 def check_files(proof_path: Path, validators_path: Path) -> dict[str, Any]:
     """Check a proof against a trusted set of validators; returns what is proven, as builtins.
 
     Raises `ChainFileError` naming what does not hold.
     """
     given = _read(proof_path, ProofFile, "prove")
-    trusted = _read(validators_path, ValidatorsFile, "validators")
+    trusted = read_validators_file(validators_path)
     if given.network_id != trusted.network_id:
         raise ChainFileError(
             f"{proof_path} is of network {given.network_id[:12]}, and the validators of {trusted.network_id[:12]}",
             "ask for both on one network",
         )
-    members = [Validator(key=bytes.fromhex(row.key), power=row.power) for row in trusted.validators]
     try:
         proof = decode_record(bytes.fromhex(given.proof), StateProof, max_bytes=MAX_PROOF_BYTES)
-        record = check_proof(proof, ValidatorSet(members=tuple(members)), bytes.fromhex(trusted.network_id))
+        record = check_proof(proof, trusted.members, bytes.fromhex(trusted.network_id))
     except (RuleBroken, RemoteProtocolError) as error:
         raise ChainFileError(f"{proof_path} proves nothing: {error}", "believe nothing in it") from error
     return {

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from moed.consensus.genesis import Genesis
-from moed.consensus.state import read_account
+from moed.consensus.state import Validator, ValidatorSet, read_account
 from moed.consensus.transactions import Transfer
 from moed.consensus.transition import Head
 from moed.daemon.chain_upkeep import export_chain, import_chain, prune_chain
@@ -17,6 +17,7 @@ from moed.daemon.cli import moed
 from moed.daemon.errors import ChainFileError, NodeError, StoreCorrupt
 from moed.daemon.home import Home, initialise, write_genesis
 from moed.daemon.keystore import hold_identity, load_identity
+from moed.daemon.snapshot_files import begin_at_snapshot, write_snapshot
 from moed.daemon.store import Store, verify_chain
 from support.chains import key, make_genesis, sign_commit, signed
 
@@ -155,6 +156,40 @@ def test_a_bad_block_is_not_pruned_away(tmp_path: Path) -> None:
         assert store.first_height == 1
 
 
+@pytest.mark.parametrize("at", [0, 30, 60, 300, 900, -40, -1])
+def test_a_changed_snapshot_is_not_believed(at: int, tmp_path: Path) -> None:
+    """Wherever a byte is changed nothing begins, and the home is as empty as before."""
+    with Store(tmp_path / "old.db", GENESIS) as store:
+        grow_store(store, 8)
+        write_snapshot(store, tmp_path / "state.moed")
+        trusted = store.load_head().validators
+    data = bytearray((tmp_path / "state.moed").read_bytes())
+    data[at] ^= 1
+    (tmp_path / "state.moed").write_bytes(data)
+    with Store(tmp_path / "new.db", GENESIS) as store:
+        with pytest.raises(ChainFileError):
+            begin_at_snapshot(store, tmp_path / "state.moed", trusted)
+        assert (store.load_head().height, store.first_height) == (0, 1)
+
+
+def test_a_snapshot_is_believed_for_its_signatures(tmp_path: Path) -> None:
+    """With the network's validators a new home begins there and goes on; with strangers, or on blocks, it does not."""
+    with Store(tmp_path / "old.db", GENESIS) as store:
+        head = grow_store(store, 8)
+        assert write_snapshot(store, tmp_path / "state.moed") == 8
+    strangers = ValidatorSet(members=(Validator(key=key(9).public_key, power=1),))
+    with Store(tmp_path / "new.db", GENESIS) as store:
+        with pytest.raises(ChainFileError, match="cannot be believed"):
+            begin_at_snapshot(store, tmp_path / "state.moed", strangers)
+        assert begin_at_snapshot(store, tmp_path / "state.moed", head.validators).state_root == head.state_root
+        grow_store(store, 3)
+        assert verify_chain(store).height == 11
+        with pytest.raises(ChainFileError, match="blocks already"):
+            begin_at_snapshot(store, tmp_path / "state.moed", head.validators)
+    with Store(tmp_path / "empty.db", GENESIS) as store, pytest.raises(ChainFileError, match="no block yet"):
+        write_snapshot(store, tmp_path / "none.moed")
+
+
 def home_with_chain(folder: Path) -> Home:
     """A home on the test's network with twenty blocks; its own key has no part in it."""
     home = Home(folder / "home")
@@ -182,6 +217,14 @@ def test_the_verbs_check_move_and_shorten_a_chain(tmp_path: Path) -> None:
     initialise(other.folder, role="follower", genesis_file=home.genesis, bootstrap=("127.0.0.1:4700",))
     found = json.loads(moed_says("chain", "import", file, "--home", str(other.folder), "--json"))
     assert found == {"blocks": 20, "height": 20}
+    state, trusted = tmp_path / "state.moed", tmp_path / "validators.json"
+    trusted.write_text(moed_says("chain", "validators", "--home", folder))
+    assert "after block 20" in moed_says("chain", "snapshot", str(state), "--home", folder)
+    third = Home(tmp_path / "third")
+    initialise(third.folder, role="follower", genesis_file=home.genesis, bootstrap=("127.0.0.1:4700",))
+    begin = ("chain", "import", str(state), "--validators", str(trusted), "--home", str(third.folder))
+    assert "begins after block 20" in moed_says(*begin)
+    assert "0 blocks executed again" in moed_says("chain", "verify", "--home", str(third.folder))
     assert json.loads(moed_says("chain", "prune", "--keep", "5", "--home", folder, "--json"))["blocks"] == 15
     assert "15 headers follow each other, 5 blocks executed" in moed_says("chain", "verify", "--home", folder)
     roots = [json.loads(moed_says("chain", "verify", "--home", str(one.folder), "--json")) for one in (home, other)]
