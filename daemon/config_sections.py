@@ -134,6 +134,10 @@ class ExpertSection(_Section, frozen=True, kw_only=True):
     training_share: Annotated[
         float, Meta(ge=0, le=1, **_key("share of the idle time that training may take", "0 to 1"))
     ] = 0.5
+    exchange_rows_per_minute: Annotated[
+        float,
+        Meta(ge=0, le=100_000, **_key("rows a minute to learn from other miners' answers to; 0: none", "0 to 100000")),
+    ] = 240.0
     max_rows: Annotated[int, Meta(ge=1, le=4096, **_key("most rows in one request", "1 to 4096"))] = 64
     max_sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("most bytes in one row", "2 to 65536"))] = 256
 

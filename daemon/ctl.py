@@ -199,6 +199,16 @@ def losses(target: Target, as_json: bool) -> None:
     emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/losses"), as_json, "losses")
 
 
+@moectl.command(epilog='Example: moectl route "def main(arguments):"')
+@click.argument("text")
+@output_options
+@click.pass_obj
+def route(target: Target, text: str, as_json: bool) -> None:
+    """Whom the gate asks about TEXT, and what each answer is worth; "-" reads it from standard input."""
+    question = {"text": sys.stdin.read() if text == "-" else text}
+    emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/route", question), as_json, "route")
+
+
 @moectl.command(epilog="Example: moectl logs -f --level warning")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
 @click.option("-n", "--lines", type=click.IntRange(0, 1000), default=100, show_default=True, help="How many old ones.")

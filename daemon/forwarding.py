@@ -76,6 +76,14 @@ class ForwardedMixture:
         """Only a validator can compare."""
         raise ControlRefused(409, "not_a_validator", "this node has no gate to measure", "ask a validator's socket")
 
+    async def route(self, text: bytes) -> dict[str, Any]:
+        """Only a validator routes."""
+        raise ControlRefused(409, "not_a_validator", "this node has no gate to look into", "ask a validator's socket")
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]:
+        """Only a validator has a gate."""
+        raise ControlRefused(409, "not_a_validator", "this node has no gate to teach", "ask a validator's socket")
+
     def _validators(self) -> Iterable[tuple[NodeId, int]]:
         state = self._chain.head.state
         for neuron in read_neurons(state):

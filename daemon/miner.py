@@ -13,6 +13,7 @@ from moed.consensus.state import State, read_account, read_totals, stake_behind
 from moed.consensus.transactions import Register
 
 from .chain import Chain
+from .exchange import Exchange
 from .expert_service import BackwardBudget, ExpertService
 from .network.calls import Handler, Method
 from .runtime import Runtime
@@ -26,11 +27,18 @@ class Miner:
     """Serves the experts of ``runtime`` under this node's uid."""
 
     def __init__(
-        self, chain: Chain, runtime: Runtime, public_key: bytes, *, backward: BackwardBudget | None = None
+        self,
+        chain: Chain,
+        runtime: Runtime,
+        public_key: bytes,
+        *,
+        backward: BackwardBudget | None = None,
+        exchanges: Mapping[str, Exchange] | None = None,
     ) -> None:
         self._chain = chain
         self._runtime = runtime
         self._public_key = public_key
+        self._exchanges = dict(exchanges or {})
         self._service = ExpertService(runtime, self._stake_share, backward)
 
     def handlers(self) -> Mapping[str, Handler | Method]:
@@ -42,6 +50,8 @@ class Miner:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._runtime.run)
             nursery.start_soon(self._stay_registered)
+            for exchange in self._exchanges.values():
+                nursery.start_soon(exchange.run)
 
     async def _stay_registered(self) -> None:
         """See to it that our key has a uid, from the first sync on and again if we were pruned."""
@@ -58,13 +68,14 @@ class Miner:
                 await self._chain.wait_block()
 
     def work(self) -> Mapping[str, Mapping[str, Any]]:
-        """What each expert has done: rows served, training steps and loss, by its name."""
+        """What each expert has done: rows served, training steps and loss, and whom it learns from, by its name."""
         return {
             one.name: {
                 "rows_served": one.rows_served,
                 "training_steps": one.training_steps,
                 "training_loss_bits": one.training_loss_bits,
                 "is_training": one.is_training,
+                **({"exchange": self._exchanges[one.name].work()} if one.name in self._exchanges else {}),
             }
             for one in self._runtime.load().experts
         }

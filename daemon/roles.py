@@ -80,6 +80,8 @@ def take_role(node: Surroundings) -> Role:
 def _miner(node: Surroundings) -> Role:
     from moed.models.capacity import measure_devices, measure_expert
 
+    from .asking import Panel
+    from .exchange import Exchange
     from .miner import Miner
     from .runtime import Runtime, RuntimeConfig
 
@@ -92,7 +94,14 @@ def _miner(node: Surroundings) -> Role:
     }
     share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
     runtime = Runtime(hosted, RuntimeConfig(training_share=share))
-    miner = Miner(node.chain, runtime, node.identity.public_key)
+    panel = Panel(node.chain, node.peers, node.discovery, node.identity.public_key)
+    budgets = {section.name: section.exchange_rows_per_minute for section in node.config.experts}
+    exchanges = {
+        one.name: Exchange(node.chain, node.peers, panel, one.study, rows_per_minute=budgets[one.name])
+        for one in hosted
+        if one.study is not None
+    }
+    miner = Miner(node.chain, runtime, node.identity.public_key, exchanges=exchanges)
     domains = {section.name: section.domain or "files" for section in node.config.experts}
 
     def describe(record: PeerRecord) -> PeerRecord:
@@ -165,6 +174,7 @@ def _open_expert(section: ExpertSection, config: Config) -> HostedExpert:
     from moed.models.errors import ModelRefused
     from moed.models.experts import ExpertSpec
     from moed.models.hosting import open_hosted
+    from moed.models.study import StudyConfig
     from moed.models.training import TrainingConfig
 
     own = ":" in section.model
@@ -180,7 +190,8 @@ def _open_expert(section: ExpertSection, config: Config) -> HostedExpert:
     folder.mkdir(mode=0o700, exist_ok=True)
     corpus = _corpus(section.domain, config.text_files(section.files))
     try:
-        return open_hosted(spec, corpus, TrainingConfig(), folder, seed=secrets.randbits(31))
+        exchange = StudyConfig() if section.train and section.exchange_rows_per_minute > 0 else None
+        return open_hosted(spec, corpus, TrainingConfig(), folder, seed=secrets.randbits(31), exchange=exchange)
     except ModelRefused as error:
         raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
 

@@ -396,6 +396,30 @@ def doctor_parts(health: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     ]
 
 
+def route_parts(route: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """POST /v1/route; miners that were chosen come first."""
+    heads = (">uid", "expert", "asked", ">gate score", ">share", ">latency", ">bits/byte", ">worth", "refused")
+    rows = [
+        [
+            str(one["uid"]),
+            one["name"],
+            "yes" if one["chosen"] else "-",
+            f"{one['score']:.2f}",
+            percent(one["share"]),
+            "-" if one["latency_ms"] is None else f"{one['latency_ms']:.0f} ms",
+            *("-" if one[name] is None else f"{one[name]:.3f}" for name in ("bits", "leave_one_out_bits")),
+            _cell(one["refused"]),
+        ]
+        for one in route["experts"]
+    ]
+    facts = {
+        "mixture": f"{route['mixture_bits']:.3f} bits per byte over {route['context_bytes']} bytes",
+        "without any": f"{route['baseline_bits']:.3f} bits per byte",
+        "next": ", ".join(f"{one['text']!r} {one['chance']:.0%}" for one in route["next"]),
+    }
+    return [Table(f"Route (top {route['k']})", heads, rows), facts]
+
+
 def losses_parts(losses: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     """POST /v1/losses; lower is better."""
     names = {"mixture": "mixture", "best_single": "best single expert", "uniform_average": "uniform average"}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import codecs
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,24 +25,25 @@ from moed.models.generation import Completion, SamplingConfig
 from moed.models.plans import Mixed, Plan
 from moed.models.validation import ValidatorBrain
 from moed.protocol.codec import convert_record
+from moed.protocol.experts import FORWARD, ForwardRequest
 from moed.protocol.identity import NodeId
+from moed.protocol.tensors import Codec
 
+from .asking import ANSWER_DEADLINE_S, Candidate, Heard, Panel
 from .chain import Chain
 from .control.api import ControlRefused
 from .control.tensors import MAX_FORWARD_ROWS
 from .discovery import Discovery
+from .exchange import MIXTURE
 from .forwarding import CompletionRequest
 from .network.calls import Call, Handler, Refused, Reply
-from .network.errors import CallError
 from .network.peers import Peers
+from .route_view import RouteView
 from .sync import RunBlocking
 from .weights_writer import WeightsWriter
 
 logger = structlog.get_logger()
 
-TOPIC_EXPERT = "expert:text.next"
-EXPERT_KIND = "text.next"
-ANSWER_DEADLINE_S = 10.0
 IDLE_S = 0.5
 """Pause while no miner is there to ask."""
 HELD_OUT_ROWS = 24
@@ -54,16 +54,6 @@ REPORT_EVERY = 20
 """Batches between two lines in the log about how the gate is doing."""
 
 Tokens = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A registered miner that serves the kind of expert that we mix and that we have a session with."""
-
-    uid: int
-    node_id: NodeId
-    public_key: bytes
-    expert: str
 
 
 class Validator:
@@ -83,13 +73,11 @@ class Validator:
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._chain = chain
-        self._peers = peers
-        self._discovery = discovery
+        self.panel = Panel(chain, peers, discovery, public_key)
         self._brain = brain
-        self._public_key = public_key
         self._run_blocking = run_blocking
         self._brain_is_free = trio.Lock()
-        self._miners: dict[int, Candidate] = {}
+        self._view = RouteView(self.panel, brain, self._brain_is_free, self._meet, run_blocking)
         self._writer = WeightsWriter(chain, public_key)
         self._completing: set[NodeId] = set()
         self.batches = 0
@@ -97,7 +85,11 @@ class Validator:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may ask of a validator."""
-        return {"mixture.complete": self._serve_completion, "mixture.forward": self._serve_forward}
+        return {
+            "mixture.complete": self._serve_completion,
+            "mixture.forward": self._serve_forward,
+            FORWARD: self._serve_as_expert,
+        }
 
     async def run(self) -> None:
         """Learn and rank until cancelled."""
@@ -107,39 +99,29 @@ class Validator:
 
     # who is there to ask
 
-    def candidates(self) -> dict[int, Candidate]:
-        """The miners that can be asked now, by uid: on the chain, in the DHT, and in session with us."""
-        found = {}
-        for neuron in read_neurons(self._chain.head.state):
-            if neuron.key == self._public_key or self._peers.get(neuron.node_id) is None:
-                continue
-            known = self._discovery.directory.get(neuron.node_id)
-            # a record that another key signed cannot speak for this uid
-            if known is None or known.record.owner != neuron.key:
-                continue
-            names = [expert.name for expert in known.record.experts if expert.kind == EXPERT_KIND]
-            if names:
-                found[neuron.uid] = Candidate(neuron.uid, neuron.node_id, neuron.key, names[0])
-        return found
-
     async def _meet(self) -> dict[int, Candidate]:
         """Tell the brain who is there; a uid under a new key starts anew."""
-        now = self.candidates()
+        now = self.panel.candidates()
         registered = {neuron.uid: neuron.key for neuron in read_neurons(self._chain.head.state)}
         # one that is out of reach for a moment is still known, one that lost its uid is not
         kept = {
-            uid: one for uid, one in self._miners.items() if registered.get(uid) == one.public_key and uid not in now
+            uid: one
+            for uid, one in self.panel.miners.items()
+            if registered.get(uid) == one.public_key and uid not in now
         }
         changed = [
-            uid for uid, one in now.items() if uid in self._miners and self._miners[uid].public_key != one.public_key
+            uid
+            for uid, one in now.items()
+            if uid in self.panel.miners and self.panel.miners[uid].public_key != one.public_key
         ]
-        if set(now) | set(kept) != set(self._miners) or changed:
+        if set(now) | set(kept) != set(self.panel.miners) or changed:
             async with self._brain_is_free:
                 for uid in changed:
                     self._brain.forget_miner(uid)
-                self._brain.set_miners({*now, *kept})
+                seniority = {uid: one.registered_block for uid, one in {**kept, **now}.items()}
+                self._brain.set_miners({*now, *kept}, seniority)
             logger.info("validator.miners_changed", uids=sorted({*now, *kept}), reachable=sorted(now))
-        self._miners = {**kept, **now}
+        self.panel.miners = {**kept, **now}
         return now
 
     # asking and learning
@@ -157,9 +139,12 @@ class Validator:
                     )
             except NotEnoughAnswers:  # they lost their uids while a completion or a comparison held the brain
                 continue
-            answers = await self._ask_plan(plan)
+            heard = await self._ask_plan(plan)
             async with self._brain_is_free:
-                report = await self._run_blocking(self._brain.learn, plan, answers)
+                report = await self._run_blocking(self._brain.learn, plan, heard.answers)
+                for uid, latency_s in heard.latency_s.items():
+                    in_time_s = None if uid in report.invalid else latency_s
+                    self._brain.promptness.record(uid, in_time_s, ANSWER_DEADLINE_S)
             self.batches += 1
             if report.loss_bits is not None:
                 self.loss_bits = report.loss_bits
@@ -173,40 +158,9 @@ class Validator:
                     share={str(uid): round(share, 3) for uid, share in report.share.items()},
                 )
 
-    async def _ask_plan(self, plan: Plan) -> dict[int, npt.NDArray[Any]]:
+    async def _ask_plan(self, plan: Plan) -> Heard:
         """The answers to a plan from all that give one in time; all are asked at once."""
-        return await self._ask({uid: plan.rows_for(uid) for uid in plan.assignment})
-
-    async def _ask(
-        self, rows: Mapping[int, Tokens], deadline_s: float = ANSWER_DEADLINE_S
-    ) -> dict[int, npt.NDArray[Any]]:
-        answers: dict[int, npt.NDArray[Any]] = {}
-
-        async def ask(uid: int, tokens: Tokens) -> None:
-            answer = await self._ask_one(uid, tokens, deadline_s)
-            if answer is not None:
-                answers[uid] = answer
-
-        async with trio.open_nursery() as nursery:
-            for uid, tokens in rows.items():
-                nursery.start_soon(ask, uid, tokens)
-        return answers
-
-    async def _ask_one(self, uid: int, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
-        """One miner's log-probabilities for ``tokens``, or None: no answer has no value."""
-        miner = self._miners.get(uid)
-        peer = self._peers.get(miner.node_id) if miner is not None else None
-        if miner is None or peer is None:
-            return None
-        try:
-            reply = await peer.call(
-                "expert.forward", {"expert": miner.expert, "codec": "float16"}, [tokens], deadline_s=deadline_s
-            )
-        except CallError as error:
-            logger.info("validator.no_answer", uid=uid, reason=str(error))
-            return None
-        tensors = reply.tensors
-        return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], np.ndarray) else None
+        return await self.panel.ask({uid: plan.rows_for(uid) for uid in plan.assignment})
 
     # ranking
 
@@ -225,7 +179,7 @@ class Validator:
         try:
             async with self._brain_is_free:
                 plans = await self._run_blocking(held_out_plans, self._brain, HELD_OUT_ROWS)
-            answered = [(plan, await self._ask_plan(plan)) for plan in plans]
+            answered = [(plan, (await self._ask_plan(plan)).answers) for plan in plans]
             async with self._brain_is_free:
                 report = await self._run_blocking(held_out_losses, self._brain, answered)
         except NotEnoughAnswers as error:
@@ -240,6 +194,14 @@ class Validator:
             "share": {name: _by_text(shares) for name, shares in report.share.items()},
             "member_losses": {str(uid): dict(losses) for uid, losses in report.member_losses.items()},
         }
+
+    async def route(self, text: bytes) -> dict[str, Any]:
+        """One input under the X-ray. Raises `ControlRefused`."""
+        return await self._view.route(text)
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]:
+        """Train the gate on an application's texts. Raises `ControlRefused`."""
+        return await self._view.teach(texts, steps=steps)
 
     async def complete(
         self, prompt: bytes, *, max_bytes: int, temperature: float, seed: int | None
@@ -290,12 +252,12 @@ class Validator:
         """The mixture's distribution of the byte after ``context``. Raises `ControlRefused` if no miner answers."""
         async with self._brain_is_free:
             try:
-                route = self._brain.route(context, reachable=set(self.candidates()))
+                route = self._brain.route(context, reachable=set(self.panel.candidates()))
             except NotEnoughAnswers as error:
                 raise _nobody() from error
-        answers = await self._ask(dict.fromkeys(route.uids, context[None]))
+        heard = await self.panel.ask(dict.fromkeys(route.uids, context[None]))
         try:
-            mixed = self._brain.mix(route, context, answers)
+            mixed = self._brain.mix(route, context, heard.answers)
         except NotEnoughAnswers as error:
             raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
         for uid, code in mixed.refused.items():
@@ -313,6 +275,21 @@ class Validator:
             except ControlRefused as error:
                 raise Refused(error.code, error.message) from error
         return Reply(shares, [log_probs])
+
+    async def _serve_as_expert(self, call: Call) -> Reply:
+        """The mixture as an expert called `MIXTURE`: log-probabilities [B, T, 256], with the bounds of completions."""
+        if convert_record(call.body, ForwardRequest).expert != MIXTURE:
+            raise Refused("unknown_expert", f"a validator serves one expert, {MIXTURE!r}")
+        inputs = call.tensors[0] if len(call.tensors) == 1 else None
+        if inputs is None or inputs.dtype != np.uint8 or inputs.ndim != 2 or not 1 <= len(inputs) <= MAX_FORWARD_ROWS:
+            raise Refused("bad_tensor", f"inputs are one uint8 tensor [B, T] of at most {MAX_FORWARD_ROWS} rows")
+        if not 1 <= inputs.shape[1] <= self._brain.config.length:
+            raise Refused("bad_tensor", f"rows are 1 to {self._brain.config.length} bytes here")
+        with self._completing_for(call.peer.node_id):
+            try:
+                return Reply({}, [await self._view.answer(inputs)], Codec.FLOAT16)
+            except ControlRefused as error:
+                raise Refused(error.code, error.message) from error
 
     @contextmanager
     def _completing_for(self, asker: NodeId) -> Iterator[None]:

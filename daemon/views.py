@@ -14,10 +14,13 @@ from moed import __version__
 from moed.consensus.blocks import decode_block, decode_commit
 from moed.consensus.explain import explain_reward
 from moed.consensus.rounds import signed_share
+from moed.consensus.staking import take_of
 from moed.consensus.state import (
     Neuron,
+    pool_of,
     read_account,
     read_neurons,
+    read_pool,
     read_previous_validators,
     read_totals,
     stake_behind,
@@ -190,7 +193,9 @@ class NodeView:
                 {
                     "uid": neuron.uid,
                     "node_id": neuron.node_id.hex(),
+                    "public_key": neuron.key.hex(),
                     "stake": stake_behind(state, neuron.key),
+                    "take": take_of(read_pool(state, pool_of(state, neuron.key)), self._chain.head.params) / 1_000_000,
                     "dividends": neuron.dividends_u16 / U16,
                     "trust": neuron.trust_u16 / U16,
                     "last_update": neuron.last_update,

@@ -13,12 +13,14 @@ import torch
 from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
-from .corpora import TextSource, Tokens
+from .corpora import Corpus, Tokens, set_apart
 from .errors import CheckpointCorrupt, ExpertFailed, ShapeMismatch
 from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
+from .study import Study, StudyConfig
 from .training import Trainer, TrainingConfig
 
 CHECKPOINT_KIND = "expert text.next"
+KEPT_SHARE = 0.1
 
 Origin = Literal["new", "restored", "set_aside"]
 
@@ -28,13 +30,14 @@ class HostedExpert:
     """An expert with its trainer and the place of its checkpoint. Not thread-safe: one device worker calls it.
 
     ``origin`` tells whether the weights are new, came from the checkpoint, or are new because the checkpoint was
-    corrupt and lies beside its place now.
+    corrupt and lies beside its place now. With a ``study`` it learns from other miners beside its own text.
     """
 
     expert: Expert
     trainer: Trainer
     path: Path
     origin: Origin
+    study: Study | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +94,7 @@ class HostedExpert:
 
     def train_step(self) -> float:
         """One training step; returns its loss in bits per byte. Raises `TrainingDiverged`."""
-        return self.trainer.step()
+        return self.trainer.step() if self.study is None else self.study.step()
 
     def save(self) -> bytes:
         """Store everything needed to go on; returns the content hash."""
@@ -104,13 +107,25 @@ class HostedExpert:
 
 
 def open_hosted(
-    spec: ExpertSpec, corpus: TextSource, training: TrainingConfig, folder: Path, seed: int
+    spec: ExpertSpec,
+    corpus: Corpus,
+    training: TrainingConfig,
+    folder: Path,
+    seed: int,
+    *,
+    exchange: StudyConfig | None = None,
 ) -> HostedExpert:
     """Build ``spec`` and go on from its checkpoint in ``folder`` where there is one.
+
+    With ``exchange`` it learns from others too, and keeps a tenth of its text from its training to measure what they
+    are worth.
 
     A corrupt checkpoint, or one of another model, is set aside and the expert starts anew. Raises `ModelRefused`
     and `CorpusUnavailable` for what the configuration must correct.
     """
+    check = None
+    if exchange is not None:
+        corpus, check = set_apart(corpus, KEPT_SHARE)
     expert = build_expert(spec, seed)
     trainer = Trainer(expert.module, corpus, training, seed)
     path = folder / f"{spec.name}.ckpt"
@@ -126,4 +141,5 @@ def open_hosted(
         expert = build_expert(spec, seed)
         trainer = Trainer(expert.module, corpus, training, seed)
         origin = "set_aside"
-    return HostedExpert(expert, trainer, path, origin)
+    study = None if exchange is None or check is None else Study(trainer, check, exchange, seed)
+    return HostedExpert(expert, trainer, path, origin, study)

@@ -10,11 +10,13 @@ weights the student makes the same steps once alone and once with the teacher's 
 rows is the teacher's *credit*, in bits per byte. What helped is gone on with; who did not help is not asked again for
 a while.
 
-`question` and `take` may be called from another thread than `step`: what they share are two queues.
+`question`, `take` and `set_teachers` may be called from another thread than `step`: no training happens under their
+lock.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +111,7 @@ class Study:
         self._seed = seed
         self._asking_rng = np.random.default_rng((seed, 1))
         self._rng = np.random.default_rng((seed, 2))
+        self._lock = threading.Lock()
         self._records: dict[str, TeacherRecord] = {}
         self._inbox: deque[tuple[Question, object]] = deque()
         self._to_scout: deque[str] = deque()
@@ -128,21 +131,29 @@ class Study:
     @property
     def records(self) -> Mapping[str, TeacherRecord]:
         """What is known of each teacher."""
-        return dict(self._records)
+        with self._lock:
+            return dict(self._records)
 
     def set_teachers(self, names: Iterable[str]) -> None:
         """Make ``names`` the teachers that can be asked; new ones are scouted first."""
         wanted = set(names)
-        for name in sorted(wanted - set(self._records)):
-            self._records[name] = TeacherRecord()
-            self._to_scout.append(name)
-        for name in set(self._records) - wanted:
-            del self._records[name]
+        with self._lock:
+            for name in sorted(wanted - set(self._records)):
+                self._records[name] = TeacherRecord()
+                self._to_scout.append(name)
+            for name in set(self._records) - wanted:
+                del self._records[name]
+            if self._trial is not None and self._trial.teacher not in wanted:
+                self._trial = None
 
     # the caller's side
 
     def question(self) -> Question | None:
         """What to ask next, or None where nothing is wanted now."""
+        with self._lock:
+            return self._next_question()
+
+    def _next_question(self) -> Question | None:
         while self._to_scout:
             name = self._to_scout.popleft()
             if name in self._records:
@@ -169,15 +180,19 @@ class Study:
 
     def step(self) -> float:
         """One step of training, alone or taught; returns its loss in bits per byte. Raises `TrainingDiverged`."""
-        while self._inbox:
-            self._read(*self._inbox.popleft())
         loss = next(self._running, None)
         if loss is not None:
             return loss
-        self._choose_candidate()
-        trial = self._trial
-        if trial is not None and len(trial.lessons) == self.config.trial_lessons:
-            self._trial, self._running = None, self._run_trial(trial)
+        with self._lock:
+            while self._inbox:
+                self._read(*self._inbox.popleft())
+            if self._teacher is not None and self._teacher not in self._records:
+                self._leave()
+            self._choose_candidate()
+            trial = self._trial
+            if trial is not None and len(trial.lessons) == self.config.trial_lessons:
+                self._trial, self._running = None, self._run_trial(trial)
+        if trial is not None and self._trial is None:
             return next(self._running)
         lesson = self._bank[self._rng.integers(len(self._bank))] if self._bank else None
         self.steps += 1

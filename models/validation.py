@@ -30,6 +30,7 @@ from .locks import Baseline, Lock, as_lock
 from .mixture import Fallback, coalition_bits, foresight_loss, mix_distributions, mixture_bits, mixture_log_weights
 from .optimizer import Adam, clip_gradients
 from .plans import LearnReport, Mixed, Plan, Purpose, Route, ValidatorConfig
+from .promptness import Promptness
 from .scoring import Coalitions, Floats, ScoreBook, integer_weights, shapley
 
 
@@ -60,6 +61,7 @@ class ValidatorBrain:
         self.gate = Gate(config.gate, task_count=len(self.locks), seed=gate_seed)
         self.scores = ScoreBook(config.score_alpha)
         self.judging = Judging(self.locks, first_scored=config.gate.prefix_bytes - 1)
+        self.promptness = Promptness()
         self.plans_made = 0
         self.batches_learned = 0
         self._rng = np.random.default_rng(seed)
@@ -81,6 +83,7 @@ class ValidatorBrain:
             self._adam.forget(f"miners.{uid}")
         self.scores.keep_only(self.uids)
         self.judging.keep_only(self.uids, seniority or {})
+        self.promptness.keep_only(self.uids)
         if removed:
             self._memory.clear()  # the lessons name miners that the gate has no row for any more
 
@@ -294,10 +297,13 @@ class ValidatorBrain:
         return Fallback(scores.mean(dim=-1) + record, judged)
 
     def weights(self) -> dict[int, int]:
-        """Whole-number weights for the chain from the averaged values; a miner never measured weighs 0."""
-        found_out = self.judging.findings(self.uids)
+        """Whole-number weights for the chain: what each miner adds on average, times how well it keeps time.
+
+        A miner that was never measured, or was found out, weighs 0.
+        """
+        found_out, scores = self.judging.findings(self.uids), self.scores.scores
         return integer_weights(
-            {uid: 0.0 if uid in found_out else self.scores.scores.get(uid, 0.0) for uid in self.uids}
+            {uid: 0.0 if uid in found_out else scores.get(uid, 0.0) * self.promptness.of(uid) for uid in self.uids}
         )
 
     def route(self, context: Tokens, *, reachable: Collection[int] | None = None) -> Route:

@@ -93,6 +93,19 @@ class CompleteQuestion(_Question, frozen=True, kw_only=True):
     stream: bool = False
 
 
+class RouteQuestion(_Question, frozen=True, kw_only=True):
+    """The text to look at; of a long one its end."""
+
+    text: Annotated[str, Meta(min_length=2, max_length=65536)]
+
+
+class TeachQuestion(_Question, frozen=True, kw_only=True):
+    """Texts of an application, and how many steps each batch of their rows is learned for."""
+
+    texts: Annotated[list[Annotated[str, Meta(max_length=65536)]], Meta(min_length=1, max_length=64)]
+    steps: Annotated[int, Meta(ge=1, le=32)] = 4
+
+
 class DhtGetQuestion(_Question, frozen=True, kw_only=True):
     """Which records: ``peer:NODE_ID``, ``topic:NAME``, or 40 hexadecimal digits of the key itself."""
 
@@ -252,6 +265,42 @@ class CompleteAnswer(_Answer, frozen=True, kw_only=True):
 
     text: str
     experts: dict[str, Share]
+
+
+class RouteRow(_Answer, frozen=True, kw_only=True):
+    """One miner on one text: its gate score, mean share in the answer, loss alone and what the mixture would lose."""
+
+    uid: int
+    name: str
+    score: float
+    chosen: bool
+    share: Share
+    latency_ms: float | None
+    bits: float | None
+    leave_one_out_bits: float | None
+    refused: str | None
+
+
+class RouteAnswer(_Answer, frozen=True, kw_only=True):
+    """What the gate does with one text, in bits per byte of the text itself."""
+
+    context_bytes: int
+    k: int
+    mixture_bits: float
+    baseline_bits: float
+    experts: list[RouteRow]
+    next: list[dict[str, Any]]
+
+
+class TeachAnswer(_Answer, frozen=True, kw_only=True):
+    """What teaching the gate brought, on rows of the same texts that it was not taught, in bits per byte."""
+
+    rows: int
+    kept_rows: int
+    bits_before: float
+    bits_after: float
+    share_before: dict[str, Share]
+    share_after: dict[str, Share]
 
 
 class LossesAnswer(_Answer, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,6 +88,10 @@ class ControlPlane(Protocol):
         ...
 
     async def losses(self) -> dict[str, Any]: ...
+
+    async def route(self, text: bytes) -> dict[str, Any]: ...
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]: ...
 
     @property
     def ledger(self) -> Ledger:

@@ -68,6 +68,17 @@ async def _doctor(services: Services, _ask: Ask) -> Answer:
     return json_body(await services.plane.doctor())
 
 
+async def _route(services: Services, ask: Ask) -> Answer:
+    question: answers.RouteQuestion = ask.question
+    return json_body(await services.plane.route(question.text.encode()))
+
+
+async def _teach(services: Services, ask: Ask) -> Answer:
+    question: answers.TeachQuestion = ask.question
+    texts = [text.encode() for text in question.texts]
+    return json_body(await services.plane.teach(texts, steps=question.steps))
+
+
 async def _losses(services: Services, _ask: Ask) -> Answer:
     return json_body(await services.plane.losses())
 
@@ -132,6 +143,14 @@ _TABLE = (
     Route(
         "POST", "/v1/chat/completions", "Continue a conversation, for OpenAI clients", chat_completions,
         shapes.ChatCompletion, shapes.ChatQuestion, is_heavy=True, has_events=True,
+    ),
+    Route(
+        "POST", "/v1/route", "One text under the X-ray: whom the gate asks, and what each answer is worth", _route,
+        answers.RouteAnswer, answers.RouteQuestion, is_heavy=True,
+    ),
+    Route(
+        "POST", "/v1/teach", "Train the gate on an application's own texts", _teach,
+        answers.TeachAnswer, answers.TeachQuestion, access=Access.ADMIN, is_heavy=True,
     ),
     Route(
         "POST", "/v1/losses", "Measure the mixture on held-out text", _losses, answers.LossesAnswer, is_heavy=True

@@ -12,7 +12,7 @@ import random
 import textwrap
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
@@ -247,6 +247,29 @@ class SmallNode:
             log_probs[row] = np.log(np.array(chances) / sum(chances))
             rows.append({uid: 1 / len(self.models) for uid in self.models})
         return log_probs, rows
+
+    async def route(self, text: bytes) -> dict[str, Any]:
+        letters = text.decode()
+        losses = {uid: -math.log2(model.chance(letters[:-1], letters[-1])) for uid, model in self.models.items()}
+        mixture = -math.log2(sum(2**-loss for loss in losses.values()) / len(losses))
+        shares = {uid: 2**-loss / sum(2**-one for one in losses.values()) for uid, loss in losses.items()}
+        return {
+            "context_bytes": len(text),
+            "k": len(losses),
+            "mixture_bits": mixture,
+            "baseline_bits": 7.0,
+            "experts": [
+                {
+                    "uid": int(uid), "name": uid, "score": -loss, "chosen": True, "share": shares[uid],
+                    "latency_ms": 0.0, "bits": loss, "leave_one_out_bits": 7.0 - loss, "refused": None,
+                }
+                for uid, loss in losses.items()
+            ],
+            "next": [],
+        }  # fmt: skip
+
+    async def teach(self, texts: Sequence[bytes], *, steps: int) -> dict[str, Any]:
+        raise ControlRefused(409, "not_a_validator", "counted models have no gate", "ask a validator's socket")
 
     async def losses(self) -> dict[str, Any]:
         each = [self._loss([model]) for model in self.models.values()]

@@ -1,0 +1,105 @@
+"""Whom a validator can ask now, and asking them: many miners at once, with the time that each answer took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import trio
+
+from moed.consensus.state import read_neurons
+from moed.protocol.identity import NodeId
+
+from .chain import Chain
+from .discovery import Discovery
+from .network.errors import CallError
+from .network.peers import Peers
+
+logger = structlog.get_logger()
+
+EXPERT_KIND = "text.next"
+ANSWER_DEADLINE_S = 10.0
+
+Tokens = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A registered miner that serves the kind of expert that we mix and that we have a session with."""
+
+    uid: int
+    node_id: NodeId
+    public_key: bytes
+    expert: str
+    registered_block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came back: the answers by uid, and how long each of those asked took, None for no answer."""
+
+    answers: dict[int, npt.NDArray[Any]]
+    latency_s: dict[int, float | None]
+
+
+class Panel:
+    """The miners that this node can ask, found on the chain, in the DHT and among its sessions."""
+
+    def __init__(self, chain: Chain, peers: Peers, discovery: Discovery, public_key: bytes) -> None:
+        self._chain = chain
+        self._peers = peers
+        self._discovery = discovery
+        self._public_key = public_key
+        self.miners: dict[int, Candidate] = {}
+        """Those whom `ask` knows; whoever keeps them up to date sets this."""
+
+    def candidates(self) -> dict[int, Candidate]:
+        """The miners that can be asked now, by uid: on the chain, in the DHT, and in session with us."""
+        found = {}
+        for neuron in read_neurons(self._chain.head.state):
+            if neuron.key == self._public_key or self._peers.get(neuron.node_id) is None:
+                continue
+            known = self._discovery.directory.get(neuron.node_id)
+            # a record that another key signed cannot speak for this uid
+            if known is None or known.record.owner != neuron.key:
+                continue
+            names = [expert.name for expert in known.record.experts if expert.kind == EXPERT_KIND]
+            if names:
+                found[neuron.uid] = Candidate(neuron.uid, neuron.node_id, neuron.key, names[0], neuron.registered_block)
+        return found
+
+    async def ask(self, rows: Mapping[int, Tokens], deadline_s: float = ANSWER_DEADLINE_S) -> Heard:
+        """Ask each uid of ``rows`` about its rows [B, T], all at once."""
+        heard = Heard({}, {})
+
+        async def ask(uid: int, tokens: Tokens) -> None:
+            asked_s = trio.current_time()
+            answer = await self._ask_one(uid, tokens, deadline_s)
+            heard.latency_s[uid] = None if answer is None else trio.current_time() - asked_s
+            if answer is not None:
+                heard.answers[uid] = answer
+
+        async with trio.open_nursery() as nursery:
+            for uid, tokens in rows.items():
+                nursery.start_soon(ask, uid, tokens)
+        return heard
+
+    async def _ask_one(self, uid: int, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
+        """One miner's log-probabilities for ``tokens``, or None: no answer has no value."""
+        miner = self.miners.get(uid)
+        peer = self._peers.get(miner.node_id) if miner is not None else None
+        if miner is None or peer is None:
+            return None
+        try:
+            reply = await peer.call(
+                "expert.forward", {"expert": miner.expert, "codec": "float16"}, [tokens], deadline_s=deadline_s
+            )
+        except CallError as error:
+            logger.info("validator.no_answer", uid=uid, reason=str(error))
+            return None
+        tensors = reply.tensors
+        return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], np.ndarray) else None

@@ -1,0 +1,105 @@
+"""A miner learns from others: asks them, within its budget, what the study of its expert wants to know.
+
+The questions are ordinary calls of `expert.forward`, so they are served by stake like anybody's and receipted. Rows of
+the miner's own text go out with them. While the expert is new a validator's whole mixture is a teacher too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+import trio
+
+from moed.consensus.state import read_neurons
+from moed.models.study import Question, Study
+from moed.protocol.experts import FORWARD
+
+from .asking import Panel
+from .chain import Chain
+from .network.errors import CallError
+from .network.peers import Peer, Peers
+
+logger = structlog.get_logger()
+
+MIXTURE = "mixture"
+NEWCOMER_STEPS = 500
+"""For so many training steps the mixture is asked as well: afterwards a miner should know what others do not."""
+QUESTION_DEADLINE_S = 20.0
+LOOK_AGAIN_S = 1.0
+
+
+class Exchange:
+    """The exchange of one expert; `run` asks for as long as the miner lives."""
+
+    def __init__(self, chain: Chain, peers: Peers, panel: Panel, study: Study, *, rows_per_minute: float) -> None:
+        self._chain = chain
+        self._peers = peers
+        self._panel = panel
+        self._study = study
+        self._rows_per_minute = rows_per_minute
+        self._told_teacher: str | None = None
+
+    async def run(self) -> None:
+        """Ask until cancelled, no more than the budget allows."""
+        while True:
+            self._study.set_teachers(self.teachers())
+            question = self._study.question()
+            if question is None:
+                await trio.sleep(LOOK_AGAIN_S)
+                continue
+            asked_s = trio.current_time()
+            self._study.take(question, await self._ask(question))
+            self._tell()
+            await trio.sleep_until(asked_s + len(question.rows) * 60 / self._rows_per_minute)
+
+    def teachers(self) -> Mapping[str, tuple[Peer, str]]:
+        """Who can be asked now: {name: (peer, name of the expert there)}."""
+        found: dict[str, tuple[Peer, str]] = {}
+        for uid, one in self._panel.candidates().items():
+            peer = self._peers.get(one.node_id)
+            if peer is not None:
+                found[f"uid {uid}"] = (peer, one.expert)
+        if self._study.trainer.steps < NEWCOMER_STEPS:
+            for neuron in read_neurons(self._chain.head.state):
+                peer = self._peers.get(neuron.node_id) if neuron.has_permit else None
+                if peer is not None:
+                    found[f"{MIXTURE} of uid {neuron.uid}"] = (peer, MIXTURE)
+        return found
+
+    async def _ask(self, question: Question) -> Any:
+        """The answer, or None: a question that cannot be asked any more has none either."""
+        place = self.teachers().get(question.teacher)
+        if place is None:
+            return None
+        peer, expert = place
+        body = {"expert": expert, "codec": "float16"}
+        try:
+            reply = await peer.call(FORWARD, body, [question.tokens], deadline_s=QUESTION_DEADLINE_S)
+        except CallError as error:
+            logger.info("exchange.no_answer", teacher=question.teacher, reason=str(error))
+            return None
+        return reply.tensors[0] if len(reply.tensors) == 1 else None
+
+    def _tell(self) -> None:
+        teacher = self._study.teacher
+        if teacher != self._told_teacher:
+            self._told_teacher = teacher
+            logger.info("exchange.teacher_changed", teacher=teacher, teachers=self.work()["teachers"])
+
+    def work(self) -> dict[str, Any]:
+        """Whom we learn from, and what each was found to be worth, in bits per byte of text kept from training."""
+        return {
+            "teacher": self._study.teacher,
+            "teachers": {
+                name: {
+                    "complement_bits": one.complement_bits,
+                    "credit_bits": one.credit_bits,
+                    "trials": one.trials,
+                    "rows_asked": one.rows_asked,
+                    "failures": one.failures,
+                }
+                for name, one in self._study.records.items()
+            },
+        }
