@@ -46,7 +46,8 @@ def epoch_inputs(state: StateReader, params: ChainParams, height: int) -> EpochI
         stake=[stake_behind(state, neuron.key) for neuron in neurons],
         validator_permit=[neuron.has_permit and not neuron.has_expired(height) for neuron in neurons],
         last_update=[neuron.last_update for neuron in neurons],
-        block_at_registration=[neuron.registered_block for neuron in neurons],
+        # no weight counts on a uid that came after it, and so none on one whose key has expired
+        block_at_registration=[height if neuron.has_expired(height) else neuron.registered_block for neuron in neurons],
         weights_u16=[list(neuron.weights) for neuron in neurons],
         bonds_u16=[list(neuron.bonds) for neuron in neurons],
         # a commit expires when its epoch to reveal ends, so all that are kept count

@@ -77,6 +77,7 @@ def account(target: Target, key: str | None, as_json: bool) -> None:
         ("public key", answer["public_key"]),
         ("uid", uid),
         ("owner", answer["owner"] or "itself"),
+        ("key expires", f"at block {answer['key_expires']}" if answer["key_expires"] else "never"),
         ("balance", credits_text(answer["balance"])),
         ("stake behind it", credits_text(answer["stake_behind"])),
         ("next nonce", str(answer["next_nonce"])),

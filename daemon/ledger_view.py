@@ -60,6 +60,7 @@ class LedgerView:
             "next_nonce": self._next_nonce(public_key),
             "uid": account.uid,
             "owner": neuron.payee.hex() if neuron is not None else None,
+            "key_expires": neuron.key_expires if neuron is not None else 0,
             "pool": name.hex(),
             "stake_behind": read_pool(state, name).stake,
             "positions": [row for row in positions if row["stake"] or row["leaving"]],

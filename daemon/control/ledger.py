@@ -42,7 +42,10 @@ class PositionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An account after the last block, in units of 10⁻⁹ credit; ``next_nonce`` counts what waits for a block."""
+    """An account after the last block, in units of 10⁻⁹ credit; ``next_nonce`` counts what waits for a block.
+
+    ``key_expires`` is the block from which on the key no longer acts for its uid, 0 for never.
+    """
 
     public_key: Hex
     node_id: Hex
@@ -53,6 +56,7 @@ class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):
     next_nonce: int
     uid: int | None
     owner: Hex | None
+    key_expires: int
     pool: Hex
     stake_behind: int
     positions: list[PositionRow]

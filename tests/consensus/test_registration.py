@@ -209,3 +209,22 @@ def test_halvings_never_add_up_to_more_than_two_first_periods(emission: int, int
     assert all(later == earlier // 2 for earlier, later in pairwise(periods))
     assert sum(periods) * interval <= 2 * emission * interval
     assert periods[-1] == 0
+
+
+def test_an_expired_miner_earns_nothing_until_it_is_renewed() -> None:
+    """Weights on a uid whose key is over count for nothing; rank and pay come back with the key."""
+    params = ChainParams(tempo=10, commit_reveal=False, fee_per_byte=0, emission_per_block=CREDIT)
+    book = Ledger((60, 40), (100,), params)
+    book.send(3, Sponsor(key=key(FRESH).public_key, consent=consent(book, FRESH, 3), expires=15))
+    book.height = 2
+    for validator in (1, 2):
+        book.send(validator, SetWeights(weights=((2, 1),)))
+    paid = []
+    for expires in (None, None, 0):
+        if expires is not None:
+            rotate(book, 2, FRESH, 3, expires=expires)
+        before = book.balance(3)
+        book.close()
+        paid.append(book.balance(3) - before)
+    assert paid[0] > 0 == paid[1]
+    assert paid[2] > 0

@@ -98,6 +98,17 @@ def test_dividends_reach_delegators_after_the_owners_take() -> None:
     assert book.worth(1, 1) == pytest.approx(60 * CREDIT + 0.9 * 9 * CREDIT * 2 / 3 + 0.9 * CREDIT, abs=2)
 
 
+def test_an_epoch_pays_delegators_by_what_they_hold() -> None:
+    """Through a real epoch: the validators' emission goes by stake to two pools, and in each to everybody in it."""
+    book = ledger(emission_per_block=CREDIT)
+    book.send(3, Delegate(to=pool_key(1), amount=40 * CREDIT))
+    book.close()
+    minted = 10 * CREDIT * 100 // 140  # nobody is ranked, so all of it goes by stake: 100 of 140 behind the first
+    assert book.stake(1) == pytest.approx(100 * CREDIT + minted, abs=10)
+    assert book.worth(1, 3) == pytest.approx(40 * CREDIT + minted * 0.9 * 0.4, abs=10)
+    assert book.worth(1, 1) == pytest.approx(60 * CREDIT + minted * (0.9 * 0.6 + 0.1), abs=10)
+
+
 def test_a_take_has_a_ceiling_and_is_raised_slowly() -> None:
     """Delegators must be able to leave between two raises; lowering it is free, and only the owner sets it."""
     book = ledger()
