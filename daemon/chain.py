@@ -175,9 +175,11 @@ class Chain:
 
     async def add_transaction(self, transaction: SignedTransaction, origin: NodeId | None) -> None:
         """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
+        self._keep(transaction, encode_record(transaction), origin)
+
+    def _keep(self, transaction: SignedTransaction, body: bytes, origin: NodeId | None) -> None:
         transaction.check_signature(self.head.network_id)
         self.mempool.add(transaction, self.head.state, self.height)
-        body = encode_record(transaction)
         self._gossip.transactions.add(body, origin)
         self._gossip.pass_on_transaction(body)
 
@@ -280,10 +282,12 @@ class Chain:
                 continue
             transaction = decode_transaction(body)
             try:
-                await self.add_transaction(transaction, origin=call.peer.node_id)
+                self._keep(transaction, body, call.peer.node_id)
             except InvalidTransaction as error:
                 # no fault of the peer's: it may not have the block yet that we have, or the room that we lack
                 logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
+            # however many come, a vote waits for no more than one of each peer's
+            await trio.lowlevel.checkpoint()
         return Reply(None)
 
     async def _parse(self, body: bytes, kind: type[RecordT]) -> RecordT:
