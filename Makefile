@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test demo simulate simulate-slice promises clean
+.PHONY: install check test test-service demo simulate simulate-slice promises clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a real network of six daemons on this machine, from install to shutdown"
 	@echo "make test      every test"
 	@echo "make simulate-slice   40 simulated lives of the chain under faults; make simulate lives 2,020 of an hour each"
+	@echo "make test-service  moed under a real systemd, booted in a machine of its own; as root"
 	@echo "make check     format, lint, types and import arrows"
 	@echo "make promises  the table of what moed promises, with the test that shows it"
 	@echo "make install   the environment in .venv alone"
@@ -42,6 +43,9 @@ simulate: install
 	$(BIN)/moed simulate --seeds 1000 --nodes 4
 	$(BIN)/moed simulate --seeds 1000 --nodes 7
 	$(BIN)/moed simulate --seed 5000 --seeds 20 --nodes 4 --interval-ms 1000
+
+test-service: install
+	MOED_TEST_SERVICE=1 $(BIN)/python -m pytest -q tests/service
 
 demo: install
 	$(BIN)/moed devnet run --validators 2 --miners 4 --epochs 3 $(if $(JSON),--json $(JSON))

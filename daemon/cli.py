@@ -21,6 +21,7 @@ from .errors import EXIT_USAGE, ConfigError
 from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
 from .plain_errors import plain_errors
+from .service_verbs import service
 from .simulate_verb import simulate
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def config_show(home: Path, as_json: bool) -> None:
 
 
 moed.add_command(chain)
+moed.add_command(service)
 moed.add_command(keys)
 
 

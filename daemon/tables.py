@@ -136,6 +136,11 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def plain_word(value: Any) -> str:
+    """A fact for people: yes and no for truth, a dash for nothing."""
+    return {True: "yes", False: "no", "": "-"}.get(value, str(value)) if isinstance(value, bool | str) else str(value)
+
+
 def _cell(value: Any) -> str:
     return "-" if value is None else str(value)
 
