@@ -12,28 +12,26 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-import msgspec
 import structlog
 import trio
 
-from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Block, Commit, Proposal, Vote
+from moed.consensus.blocks import Block, Commit, Vote
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
-from moed.consensus.evidence import Evidence, double_proposal, double_vote
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import Rounds
 from moed.consensus.state import read_account
-from moed.consensus.summary import RoundsSummary, lacking, summarise
-from moed.consensus.transactions import Body, ReportEvidence, SignedTransaction, decode_transaction, sign_transaction
+from moed.consensus.transactions import Body, ReportEvidence, SignedTransaction, sign_transaction
 from moed.consensus.transition import Executed, Head
 from moed.consensus.turns import power_of
-from moed.protocol.codec import Record, convert_record, decode_record, encode_record
+from moed.protocol.codec import encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
 from .gossip import Gossip, Session, Sessions
-from .judging import FEW_TRANSACTIONS, Judge
-from .network.calls import Call, Handler, Refused, Reply
+from .hearing import Heard, Hearing, status_of, summary_of
+from .judging import FEW_TRANSACTIONS, Judge, evidence_of
+from .network.calls import Handler
 from .signer import Signer
 from .store import Store
 from .sync import Batch, RunBlocking, Sync
@@ -47,13 +45,6 @@ ASKED_AT_ONCE = 3
 """Peers that are told what we hold when a height stands still; others each time."""
 MAX_TRANSACTIONS_TOLD = 100
 """Waiting transactions that a new peer is told of; the rest reach it in blocks."""
-MAX_TRANSACTIONS_HEARD = 1_024
-"""Transactions in one notice."""
-MAX_EARLY_MESSAGES = 256
-MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
-"""Messages for the next height that are kept until we get there; all are of validators."""
-SMALL_BYTES = 1 << 16
-"""A message of no more is parsed at once, a longer one where it holds nobody up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +55,6 @@ class _Start:
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """A message as it came: the record, and the bytes that are passed on."""
-
-    message: Proposal | Vote
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Fetched:
     """A batch to take; ``done`` is set when it was taken or refused."""
 
@@ -79,7 +62,7 @@ class _Fetched:
     done: trio.Event
 
 
-_Input = _Heard | Timeout | _Start | _Fetched
+_Input = Heard | Timeout | _Start | _Fetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +105,17 @@ class Chain:
         self._send, self._receive = trio.open_memory_channel[_Input](256)
         self._rounds = self._new_rounds()
         self._rounds_since_ms = now_ms()
-        self._early: list[_Heard] = []
-        self._early_bytes = 0
         self._reported: set[tuple[bytes, int]] = set()
         self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
+        self._hearing = Hearing(
+            head,
+            self.mempool,
+            self._sync,
+            rounds=lambda: self._rounds,
+            gossip=lambda: self._gossip,
+            deliver=self._send.send,
+            run_blocking=run_blocking,
+        )
         self._new_block = trio.Event()
         self._progress = 0
 
@@ -175,13 +165,7 @@ class Chain:
 
     async def add_transaction(self, transaction: SignedTransaction, origin: NodeId | None) -> None:
         """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
-        self._keep(transaction, encode_record(transaction), origin)
-
-    def _keep(self, transaction: SignedTransaction, body: bytes, origin: NodeId | None) -> None:
-        transaction.check_signature(self.head.network_id)
-        self.mempool.add(transaction, self.head.state, self.height)
-        self._gossip.transactions.add(body, origin)
-        self._gossip.pass_on_transaction(body)
+        self._hearing.keep_transaction(transaction, encode_record(transaction), origin)
 
     async def remember(self, name: str, value: bytes) -> None:
         """Put a small note of this node's own on disk; it replaces the one of that name."""
@@ -205,13 +189,7 @@ class Chain:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may send: method names and what takes them."""
-        return {
-            "chain.proposal": self._take_proposal,
-            "chain.vote": self._take_vote,
-            "chain.have": self._take_summary,
-            "chain.transactions": self._take_transactions,
-            **self._sync.handlers(),
-        }
+        return {**self._hearing.handlers(), **self._sync.handlers()}
 
     async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
@@ -226,8 +204,8 @@ class Chain:
 
     async def greet(self, peer: Session) -> None:
         """Tell a new peer how far we are, what we hold of the height under way, and of waiting transactions."""
-        await self._gossip.tell([peer], "chain.status", self._status())
-        await self._gossip.tell([peer], "chain.have", self._summary())
+        await self._gossip.tell([peer], "chain.status", status_of(self.head))
+        await self._gossip.tell([peer], "chain.have", summary_of(self._rounds))
         waiting = list(islice(self.mempool.candidates(self.head.state), MAX_TRANSACTIONS_TOLD))
         if waiting:
             await self._gossip.tell([peer], "chain.transactions", [encode_record(one) for one in waiting])
@@ -235,98 +213,6 @@ class Chain:
     def forget(self, node_id: NodeId) -> None:
         """A peer is gone; its claims go with it."""
         self._sync.forget(node_id)
-
-    # what peers send
-
-    async def _take_proposal(self, call: Call) -> Reply:
-        body = _body(call)
-        if not self._gossip.messages.meet(body, call.peer.node_id):
-            await self._queue(_Heard(await self._parse(body, Proposal), body), call.peer.node_id)
-        return Reply(None)
-
-    async def _take_vote(self, call: Call) -> Reply:
-        body = _body(call)
-        if self._gossip.messages.meet(body, call.peer.node_id):
-            return Reply(None)
-        vote = decode_record(body, Vote)
-        if vote.height == self._rounds.height:
-            if self._rounds.has_vote(vote):
-                return Reply(None)
-            # before it waits for the deciding task, so that a forged one is its sender's fault and costs no one else
-            vote.check_signature(self.head.network_id)
-        await self._queue(_Heard(vote, body), call.peer.node_id)
-        return Reply(None)
-
-    async def _take_summary(self, call: Call) -> Reply:
-        """A peer whose height stands still says what it holds: it gets what it lacks, or hears that we are further."""
-        summary = convert_record(call.body, RoundsSummary)
-        peer: Session = call.peer
-        self._sync.hear(peer.node_id, summary.height - 1)
-        if summary.height < self._rounds.height:
-            await self._gossip.tell([peer], "chain.status", self._status())
-        elif summary.height == self._rounds.height:
-            proposals, votes = lacking(self._rounds, summary)
-            for proposal in proposals:
-                await self._gossip.tell([peer], "chain.proposal", encode_record(proposal))
-            for vote in votes:
-                await self._gossip.tell([peer], "chain.vote", encode_record(vote))
-        return Reply(None)
-
-    async def _take_transactions(self, call: Call) -> Reply:
-        if not isinstance(call.body, list) or len(call.body) > MAX_TRANSACTIONS_HEARD:
-            raise Refused("malformed", f"transactions travel as a list of at most {MAX_TRANSACTIONS_HEARD}")
-        for body in call.body:
-            if not isinstance(body, bytes):
-                raise Refused("malformed", "a transaction travels as bytes")
-            if self._gossip.transactions.meet(body, call.peer.node_id):
-                continue
-            transaction = decode_transaction(body)
-            try:
-                self._keep(transaction, body, call.peer.node_id)
-            except InvalidTransaction as error:
-                # no fault of the peer's: it may not have the block yet that we have, or the room that we lack
-                logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
-            # however many come, a vote waits for no more than one of each peer's
-            await trio.lowlevel.checkpoint()
-        return Reply(None)
-
-    async def _parse(self, body: bytes, kind: type[RecordT]) -> RecordT:
-        if len(body) <= SMALL_BYTES:
-            return _decode(body, kind)
-        parsed: RecordT = await self._run_blocking(_decode, body, kind)
-        return parsed
-
-    async def _queue(self, heard: _Heard, source: NodeId | None) -> None:
-        """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
-        ahead = heard.message.height - (self.height + 1)
-        if ahead == 0:
-            self._gossip.messages.add(heard.body, source)
-            await self._send.send(heard)
-        elif ahead == 1 and self._keep_early(heard):
-            self._gossip.messages.add(heard.body, source)
-        if ahead > 0:
-            self._sync.look()
-
-    def _keep_early(self, heard: _Heard) -> bool:
-        """Keep a message for the next height if one of the present validators signed it, and if there is room.
-
-        Raises `BadSignature`. Who becomes a validator only by the next block is heard when messages are told again.
-        """
-        message = heard.message
-        if isinstance(message, Proposal) and message.valid_round != -1:
-            return False  # a block proposed again is signed by somebody whom it does not name
-        signer = message.validator if isinstance(message, Vote) else message.block.header.proposer
-        if power_of(self.head.validators, signer) == 0:
-            return False
-        if len(self._early) == MAX_EARLY_MESSAGES or self._early_bytes + len(heard.body) > MAX_EARLY_BYTES:
-            return False
-        if isinstance(message, Vote):
-            message.check_signature(self.head.network_id)
-        else:
-            message.check_signature(self.head.network_id, signer)
-        self._early.append(heard)
-        self._early_bytes += len(heard.body)
-        return True
 
     # the one task that changes the chain
 
@@ -338,15 +224,15 @@ class Chain:
             try:
                 effects = await self._handle(message)
             except RemoteProtocolError as error:
-                if isinstance(message, _Heard):
+                if isinstance(message, Heard):
                     self._gossip.messages.forget(message.body)  # it may be right in another round
                 logger.warning("chain.message_refused", code=error.code, reason=str(error))
                 continue
-            if effects and isinstance(message, _Heard):
+            if effects and isinstance(message, Heard):
                 self._progress += 1
             await self._carry_out(effects)
 
-    async def _handle(self, message: _Heard | Timeout | _Start) -> list[Effect]:
+    async def _handle(self, message: Heard | Timeout | _Start) -> list[Effect]:
         if isinstance(message, _Start):
             return self._rounds.start() if message.height == self._rounds.height else []
         if isinstance(message, Timeout):
@@ -417,16 +303,10 @@ class Chain:
             return
         self._reported.add(offence)
         logger.error("chain.equivocation", validator=lie.validator.hex(), height=lie.first.height)
-        if isinstance(lie.first, Vote) and isinstance(lie.second, Vote):
-            evidence: Evidence = double_vote(lie.first, lie.second)
-        elif isinstance(lie.first, Proposal) and isinstance(lie.second, Proposal):
-            evidence = double_proposal(lie.validator, lie.first, lie.second)
-        else:
-            return
         if not self.is_validator or lie.validator == self._identity.public_key:
             return
         try:
-            await self.submit(ReportEvidence(evidence=evidence))
+            await self.submit(ReportEvidence(evidence=evidence_of(lie)))
         except InvalidTransaction as error:
             logger.warning("chain.evidence_unsent", code=error.code, reason=str(error))
 
@@ -463,10 +343,9 @@ class Chain:
         reached.set()
         self._schedule_start()
         if self.height >= self.best_known_height:  # while catching up nobody waits for word of us
-            await self._gossip.tell_all("chain.status", self._status())
-        early, self._early, self._early_bytes = self._early, [], 0
-        for message in early:
-            self._nursery.start_soon(self._queue, message, None)
+            await self._gossip.tell_all("chain.status", status_of(self.head))
+        for message in self._hearing.take_early():
+            self._nursery.start_soon(self._send.send, message)
 
     async def _take_fetched(self, batch: Batch) -> None:
         """Hand fetched blocks to the deciding task, and wait until it took or refused them."""
@@ -522,31 +401,11 @@ class Chain:
 
     # telling others
 
-    def _status(self) -> dict[str, int]:
-        return {"height": self.height}
-
-    def _summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = msgspec.to_builtins(summarise(self._rounds), builtin_types=(bytes,))
-        return summary
-
     async def _ask_again(self) -> None:
         """Say what we hold while a height stands still: a message may have been lost with a session."""
         seen = -1
         while True:
             await trio.sleep(REGOSSIP_S)
             if seen == self._progress and self._rounds.step != Step.WAITING:
-                await self._gossip.tell(self._gossip.some(ASKED_AT_ONCE), "chain.have", self._summary())
+                await self._gossip.tell(self._gossip.some(ASKED_AT_ONCE), "chain.have", summary_of(self._rounds))
             seen = self._progress
-
-
-RecordT = TypeVar("RecordT", bound=Record)
-
-
-def _body(call: Call) -> bytes:
-    if not isinstance(call.body, bytes):
-        raise Refused("malformed", "proposals and votes travel as bytes")
-    return call.body
-
-
-def _decode(body: bytes, kind: type[RecordT]) -> RecordT:
-    return decode_record(body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)

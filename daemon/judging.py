@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from moed.consensus.blocks import Block, Proposal
+from moed.consensus.blocks import Block, Proposal, Vote
+from moed.consensus.effects import Equivocation
 from moed.consensus.errors import RuleBroken
+from moed.consensus.evidence import Evidence, double_proposal, double_vote
 from moed.consensus.rounds import Rounds
 from moed.consensus.transition import Executed, Head
 
@@ -67,3 +69,13 @@ class Judge:
             return self._head.execute(block)
         except RuleBroken as error:
             return error
+
+
+def evidence_of(lie: Equivocation) -> Evidence:
+    """What the ledger slashes for."""
+    match lie.first, lie.second:
+        case Vote() as one, Vote() as other:
+            return double_vote(one, other)
+        case Proposal() as one, Proposal() as other:
+            return double_proposal(lie.validator, one, other)
+    raise TypeError("a vote and a proposal do not contradict each other")

@@ -132,7 +132,7 @@ class SimulatedNode:
         if store.is_closed:
             raise PeerLost("the node is gone")
         name = getattr(function, "__name__", "")
-        if name in WRITES and not self._network.is_healed and self._random.random() < self._plan.cut_share:
+        if name in WRITES and not self._network.is_healed and self._random.random() < self._cut_share():
             self.disk.next_cut = self._random.choice(list(Cut))
         try:
             result = function(*arguments)
@@ -144,6 +144,11 @@ class SimulatedNode:
         if name in WRITES:
             await self._be_slow()
         return result
+
+    def _cut_share(self) -> float:
+        """Troubles meet: where the adversary splits rounds, the power is less safe too."""
+        height = self.chain.height + 1 if self.chain is not None else 0
+        return min(0.2, self._plan.cut_share * (5 if self._network.grudge(height) else 1))
 
     async def _be_slow(self) -> None:
         if self._plan.disk_delay_s and not self._network.is_healed:

@@ -258,9 +258,9 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
         await session.notify("chain.vote", encode_record(forged))
         await session.notify("chain.vote", encode_record(vote(key(1), 7)))
         with trio.fail_after(PATIENCE_S):
-            while not one.chain._early:  # noqa: ASYNC110  # nothing signals what is kept
+            while not one.chain._hearing.early:  # noqa: ASYNC110  # nothing signals what is kept
                 await trio.sleep(0.01)
-        assert [heard.message for heard in one.chain._early] == [vote(key(1), 7)]
+        assert [heard.message for heard in one.chain._hearing.early] == [vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
 
 

@@ -1,0 +1,204 @@
+"""What peers send the chain: checked as far as one message can be, then handed to the task that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+import trio
+
+from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Proposal, Vote
+from moed.consensus.errors import InvalidTransaction
+from moed.consensus.mempool import Mempool
+from moed.consensus.rounds import Rounds
+from moed.consensus.summary import RoundsSummary, lacking, summarise
+from moed.consensus.transactions import SignedTransaction, decode_transaction
+from moed.consensus.transition import Head
+from moed.consensus.turns import power_of
+from moed.protocol.codec import Record, convert_record, decode_record, encode_record
+from moed.protocol.identity import NodeId
+
+from .gossip import Gossip, Session
+from .network.calls import Call, Handler, Refused, Reply
+from .sync import RunBlocking, Sync
+
+logger = structlog.get_logger()
+
+MAX_TRANSACTIONS_HEARD = 1_024
+"""Transactions in one notice."""
+MAX_EARLY_MESSAGES = 256
+MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
+"""Messages for the next height that are kept until we get there; all are of validators."""
+SMALL_BYTES = 1 << 16
+"""A message of no more is parsed at once, a longer one where it holds nobody up."""
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message as it came: the record, and the bytes that are passed on."""
+
+    message: Proposal | Vote
+    body: bytes
+
+
+class Hearing:
+    """The handlers of the chain's notices. ``deliver`` hands what is of this height to the deciding task."""
+
+    def __init__(
+        self,
+        head: Head,
+        mempool: Mempool,
+        sync: Sync,
+        *,
+        rounds: Callable[[], Rounds],
+        gossip: Callable[[], Gossip],
+        deliver: Callable[[Heard], Awaitable[None]],
+        run_blocking: RunBlocking,
+    ) -> None:
+        self._head = head
+        self._mempool = mempool
+        self._sync = sync
+        self._rounds = rounds
+        self._gossip = gossip
+        self._deliver = deliver
+        self._run_blocking = run_blocking
+        self.early: list[Heard] = []
+        self._early_bytes = 0
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Method names and what takes them."""
+        return {
+            "chain.proposal": self._take_proposal,
+            "chain.vote": self._take_vote,
+            "chain.have": self._take_summary,
+            "chain.transactions": self._take_transactions,
+        }
+
+    def take_early(self) -> list[Heard]:
+        """A new height has begun: what was kept for it."""
+        early, self.early, self._early_bytes = self.early, [], 0
+        return early
+
+    def keep_transaction(self, transaction: SignedTransaction, body: bytes, origin: NodeId | None) -> None:
+        """Keep a transaction for a block and pass it on. Raises `InvalidTransaction` or `BadSignature`."""
+        transaction.check_signature(self._head.network_id)
+        self._mempool.add(transaction, self._head.state, self._head.height)
+        gossip = self._gossip()
+        gossip.transactions.add(body, origin)
+        gossip.pass_on_transaction(body)
+
+    async def _take_proposal(self, call: Call) -> Reply:
+        body = _body(call)
+        if not self._gossip().messages.meet(body, call.peer.node_id):
+            await self._queue(Heard(await self._parse(body, Proposal), body), call.peer.node_id)
+        return Reply(None)
+
+    async def _take_vote(self, call: Call) -> Reply:
+        body = _body(call)
+        if self._gossip().messages.meet(body, call.peer.node_id):
+            return Reply(None)
+        vote = decode_record(body, Vote)
+        if vote.height == self._rounds().height:
+            if self._rounds().has_vote(vote):
+                return Reply(None)
+            # before it waits for the deciding task, so that a forged one is its sender's fault and costs no one else
+            vote.check_signature(self._head.network_id)
+        await self._queue(Heard(vote, body), call.peer.node_id)
+        return Reply(None)
+
+    async def _take_summary(self, call: Call) -> Reply:
+        """A peer whose height stands still says what it holds: it gets what it lacks, or hears that we are further."""
+        summary = convert_record(call.body, RoundsSummary)
+        peer: Session = call.peer
+        self._sync.hear(peer.node_id, summary.height - 1)
+        if summary.height < self._rounds().height:
+            await self._gossip().tell([peer], "chain.status", status_of(self._head))
+        elif summary.height == self._rounds().height:
+            proposals, votes = lacking(self._rounds(), summary)
+            for proposal in proposals:
+                await self._gossip().tell([peer], "chain.proposal", encode_record(proposal))
+            for vote in votes:
+                await self._gossip().tell([peer], "chain.vote", encode_record(vote))
+        return Reply(None)
+
+    async def _take_transactions(self, call: Call) -> Reply:
+        if not isinstance(call.body, list) or len(call.body) > MAX_TRANSACTIONS_HEARD:
+            raise Refused("malformed", f"transactions travel as a list of at most {MAX_TRANSACTIONS_HEARD}")
+        for body in call.body:
+            if not isinstance(body, bytes):
+                raise Refused("malformed", "a transaction travels as bytes")
+            if self._gossip().transactions.meet(body, call.peer.node_id):
+                continue
+            transaction = decode_transaction(body)
+            try:
+                self.keep_transaction(transaction, body, call.peer.node_id)
+            except InvalidTransaction as error:
+                # no fault of the peer's: it may not have the block yet that we have, or the room that we lack
+                logger.debug("chain.transaction_dropped", id=transaction.id.hex(), code=error.code)
+            # however many come, a vote waits for no more than one of each peer's
+            await trio.lowlevel.checkpoint()
+        return Reply(None)
+
+    async def _parse(self, body: bytes, kind: type[RecordT]) -> RecordT:
+        if len(body) <= SMALL_BYTES:
+            return _decode(body, kind)
+        parsed: RecordT = await self._run_blocking(_decode, body, kind)
+        return parsed
+
+    async def _queue(self, heard: Heard, source: NodeId | None) -> None:
+        """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
+        ahead = heard.message.height - (self._head.height + 1)
+        if ahead == 0:
+            self._gossip().messages.add(heard.body, source)
+            await self._deliver(heard)
+        elif ahead == 1 and self._keep_early(heard):
+            self._gossip().messages.add(heard.body, source)
+        if ahead > 0:
+            self._sync.look()
+
+    def _keep_early(self, heard: Heard) -> bool:
+        """Keep a message for the next height if one of the present validators signed it, and if there is room.
+
+        Raises `BadSignature`. Who becomes a validator only by the next block is heard when messages are told again.
+        """
+        message = heard.message
+        if isinstance(message, Proposal) and message.valid_round != -1:
+            return False  # a block proposed again is signed by somebody whom it does not name
+        signer = message.validator if isinstance(message, Vote) else message.block.header.proposer
+        if power_of(self._head.validators, signer) == 0:
+            return False
+        if len(self.early) == MAX_EARLY_MESSAGES or self._early_bytes + len(heard.body) > MAX_EARLY_BYTES:
+            return False
+        if isinstance(message, Vote):
+            message.check_signature(self._head.network_id)
+        else:
+            message.check_signature(self._head.network_id, signer)
+        self.early.append(heard)
+        self._early_bytes += len(heard.body)
+        return True
+
+
+def status_of(head: Head) -> dict[str, int]:
+    """How far a chain reaches, as it is told."""
+    return {"height": head.height}
+
+
+def summary_of(rounds: Rounds) -> dict[str, Any]:
+    """What is held of the height under way, as it is told."""
+    summary: dict[str, Any] = msgspec.to_builtins(summarise(rounds), builtin_types=(bytes,))
+    return summary
+
+
+def _body(call: Call) -> bytes:
+    if not isinstance(call.body, bytes):
+        raise Refused("malformed", "proposals and votes travel as bytes")
+    return call.body
+
+
+def _decode(body: bytes, kind: type[RecordT]) -> RecordT:
+    return decode_record(body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)
