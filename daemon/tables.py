@@ -317,6 +317,12 @@ def chain_parts(chain: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     }
     if "signed_stake_share" in chain:
         facts["signed by"] = f"{percent(chain['signed_stake_share'])} of the stake"
+    if chain.get("next", {}).get("missing"):
+        under_way = chain["next"]
+        facts["next block"] = (
+            f"{under_way['height']}, round {under_way['round']}, {under_way['step']}, for {under_way['since_s']:.0f} s"
+        )
+        facts["not heard of"] = ", ".join(short(node_id) for node_id in under_way["missing"])
     return [facts, Table("Blocks", (">height", "time", "proposer", ">txs", "hash", "state root"), rows)]
 
 

@@ -256,6 +256,18 @@ class NodeView:
             ],
             "blocks": [_block_row(block, commit) for block, commit in rows],
             "signed_stake_share": signed_share(head.commit, read_previous_validators(head.state)),
+            "next": self._next_block(),
+        }
+
+    def _next_block(self) -> dict[str, Any]:
+        """Where the agreement on the next block stands, and who is missing when it does not move."""
+        standing = self._chain.standing
+        return {
+            "height": standing.height,
+            "round": standing.round,
+            "step": standing.step,
+            "since_s": round(standing.since_s, 1),
+            "missing": [node_id_of(key).hex() for key in standing.missing],
         }
 
     def complete(

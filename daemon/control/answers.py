@@ -251,6 +251,16 @@ class BlockRow(_Answer, frozen=True, kw_only=True):
     state_root: Hex
 
 
+class NextBlock(_Answer, frozen=True, kw_only=True):
+    """The agreement on the next block, ``since_s`` seconds under way; of ``missing`` validators nothing was heard."""
+
+    height: int
+    round: int
+    step: str
+    since_s: float
+    missing: list[Hex]
+
+
 class ChainAnswer(_Answer, frozen=True, kw_only=True):
     """The head of this node's chain, who signs it, and some blocks."""
 
@@ -258,6 +268,7 @@ class ChainAnswer(_Answer, frozen=True, kw_only=True):
     state_root: Hex
     validators: list[dict[str, Any]]
     blocks: list[BlockRow]
+    next: NextBlock | None = None
 
 
 class CompleteAnswer(_Answer, frozen=True, kw_only=True):

@@ -1,0 +1,34 @@
+"""When too much stake is gone the chain stands still, says who is missing, and goes on when they are back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moed.daemon.tables import chain_parts
+from support.daemons import make_network, running, wait_until
+
+
+def test_the_missing_are_named(tmp_path: Path) -> None:
+    """Two of four validators die: the others name exactly them, and nobody else is to blame."""
+    network = make_network(tmp_path, (30 * 10**9, 30 * 10**9, 20 * 10**9, 20 * 10**9))
+    with running(*network):
+        ids = [daemon.wait_ready()["node_id"] for daemon in network]
+        for daemon in network:
+            daemon.wait_height(2)
+        for daemon in network[2:]:
+            daemon.kill()
+
+        def standstill() -> Any:
+            found = network[0].client.get("/v1/chain")
+            return found if set(found["next"]["missing"]) == set(ids[2:]) else None
+
+        found = wait_until("the missing to be named", standstill)
+        facts = chain_parts(found)[0]
+        assert isinstance(facts, dict)
+        assert all(node_id[:8] in facts["not heard of"] for node_id in ids[2:])
+        stood_at = found["height"]
+        for daemon in network[2:]:
+            daemon.start()
+        for daemon in network:
+            daemon.wait_height(stood_at + 2)
