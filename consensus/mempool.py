@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from .errors import InsufficientBalance, PoolFull, WrongNonce
 from .fees import fee_of
 from .params import ChainParams
-from .state import StateReader, read_account
-from .transactions import SignedTransaction
+from .registration import registration_price
+from .state import StateReader, read_account, read_totals
+from .transactions import Register, SignedTransaction, Sponsor
 
 MAX_TRANSACTIONS = 10_000
 MAX_POOL_BYTES = 1 << 22
@@ -28,12 +29,19 @@ class _Waiting:
     since_height: int
     size_bytes: int
     fee: int
+    price: int
+
+    @property
+    def cost(self) -> int:
+        """Units that its sender has to hold for it to wait."""
+        return self.fee + self.price
 
 
 class Mempool:
     """Waiting transactions; the caller has checked their signatures.
 
-    A sender must hold the fees of all of its own that wait, so that a full pool costs whoever filled it.
+    A sender must hold the fees of all of its own that wait, and what registrations burn, so that a full pool costs
+    whoever filled it.
     """
 
     def __init__(self, params: ChainParams) -> None:
@@ -70,14 +78,19 @@ class Mempool:
         fee = fee_of(state, transaction, self._params)
         if fee == 0 and self._free >= MAX_FREE_TRANSACTIONS:
             raise PoolFull("waiting transactions without a fee", f"under {MAX_FREE_TRANSACTIONS}", self._free)
-        fees = fee + sum(entry.fee for entry in waiting.values())
-        if fees > sender.balance:
-            raise InsufficientBalance("balance of the sender for its fees", f"at least {fees}", sender.balance)
-        entry = _Waiting(transaction, height, size_bytes, fee)
+        entry = _Waiting(transaction, height, size_bytes, fee, self._price_of(transaction, state, height + 1))
+        cost = entry.cost + sum(other.cost for other in waiting.values())
+        if cost > sender.balance:
+            raise InsufficientBalance("balance of the sender for fees and prices", f"at least {cost}", sender.balance)
         self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = entry
         self._count += 1
         self._free += fee == 0
         self._bytes += size_bytes
+
+    def _price_of(self, transaction: SignedTransaction, state: StateReader, height: int) -> int:
+        if isinstance(transaction.body, Register | Sponsor):
+            return registration_price(read_totals(state), self._params, height)
+        return 0
 
     def next_nonce(self, sender: bytes, state: StateReader) -> int:
         """The nonce for the sender's next transaction, counting those that wait."""

@@ -56,8 +56,9 @@ def register(
         raise TooManyRegistrations("registrations in this block", f"under {limit}", totals.registrations_in_block)
     uid = totals.uids
     if uid == params.max_uids:
-        uid = _prune(state, params, height)
+        # paid first: whoever cannot pay must not cost the work of a replacement
         totals = _burn(state, payer, totals, params, height)
+        uid = _prune(state, params, height)
     else:
         totals = change(totals, uids=uid + 1)
     state.put(TOTALS_KEY, change(totals, registrations_in_block=totals.registrations_in_block + 1))

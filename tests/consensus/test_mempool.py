@@ -9,7 +9,7 @@ from moed.consensus.errors import InsufficientBalance, PoolFull, TooManyRegistra
 from moed.consensus.mempool import MAX_FREE_TRANSACTIONS, MAX_PER_SENDER, MAX_POOL_BYTES, MAX_WAIT_BLOCKS, Mempool
 from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account
-from moed.consensus.transactions import Register, SetWeights, SignedTransaction, Transfer
+from moed.consensus.transactions import Register, SetWeights, SignedTransaction, Sponsor, Transfer, sign_consent
 from moed.consensus.transition import Head
 from support.chains import grow, key, make_genesis, signed
 
@@ -131,3 +131,20 @@ def test_what_costs_nothing_leaves_room_for_what_does() -> None:
         pool.add(template, head.state, head.height)
     pool.add(pay(head, 3, 0), head.state, head.height)
     assert len(pool) == MAX_FREE_TRANSACTIONS + 1
+
+
+def test_who_cannot_pay_for_a_uid_does_not_wait_for_one() -> None:
+    """Once slots cost something, new empty keys have no place in the pool, and no proposer tries them."""
+    params = ChainParams(max_uids=2, immunity_period=0, fee_per_byte=0, min_burn=100)
+    head = Head.at_genesis(make_genesis((60, 40), balances=(250,), params=params))
+    pool = Mempool(params)
+    consents = [sign_consent(key(number), head.network_id, key(3).public_key) for number in (20, 21, 22)]
+    with pytest.raises(InsufficientBalance):
+        pool.add(signed(head, key(20), Register()), head.state, head.height)
+    for nonce, consent in enumerate(consents[:2]):
+        body = Sponsor(key=key(20 + nonce).public_key, consent=consent)
+        pool.add(signed(head, key(3), body, nonce), head.state, head.height)
+    third = signed(head, key(3), Sponsor(key=key(22).public_key, consent=consents[2]), 2)
+    with pytest.raises(InsufficientBalance) as refused:
+        pool.add(third, head.state, head.height)
+    assert (refused.value.expected, refused.value.actual) == ("at least 300", 250)

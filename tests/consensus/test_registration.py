@@ -18,8 +18,8 @@ from moed.consensus.errors import (
 )
 from moed.consensus.evidence import double_vote
 from moed.consensus.params import CREDIT, ChainParams, emission_at
-from moed.consensus.registration import burn_price, registration_price
-from moed.consensus.state import Totals, change, neuron_key, pool_of, read_totals, read_validators
+from moed.consensus.registration import burn_price, register, registration_price
+from moed.consensus.state import Overlay, Totals, change, neuron_key, pool_of, read_totals, read_validators
 from moed.consensus.transactions import (
     AddStake,
     Delegate,
@@ -228,3 +228,16 @@ def test_an_expired_miner_earns_nothing_until_it_is_renewed() -> None:
         paid.append(book.balance(3) - before)
     assert paid[0] > 0 == paid[1]
     assert paid[2] > 0
+
+
+def test_who_cannot_pay_costs_no_replacement() -> None:
+    """The price is asked for before a row of anybody is touched: a refused registration has rewritten nothing."""
+    book = ledger()
+    for number in (3, 4):
+        book.send(number, Register())
+    for validator in (1, 2):
+        book.send(validator, SetWeights(weights=((2, 1), (3, 1))))
+    step = Overlay(book.state)
+    with pytest.raises(InsufficientBalance):
+        register(step, key(30).public_key, b"", key(30).public_key, PARAMS, book.height)
+    assert not step.changes
