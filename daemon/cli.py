@@ -20,6 +20,7 @@ from .chain_verbs import chain
 from .errors import EXIT_USAGE, ConfigError
 from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
+from .layer_verbs import LAYER_VERBS
 from .plain_errors import plain_errors
 from .service_verbs import service
 from .simulate_verb import simulate
@@ -247,7 +248,7 @@ def weight_copy(seeds: int, json_file: Path | None, png_file: Path | None) -> No
         experiment_plots.plot_weight_copy(found, png_file)
 
 
-for model_verb in MODEL_VERBS:
+for model_verb in [*MODEL_VERBS, *LAYER_VERBS]:
     experiment.add_command(model_verb)
 
 

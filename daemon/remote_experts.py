@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -20,6 +21,8 @@ from .network.peers import Peer
 
 if TYPE_CHECKING:
     from moed.protocol.tensors import Array
+
+AnswerT = TypeVar("AnswerT")
 
 # Refusals that another place, or the same one later, would not repeat.
 _ELSEWHERE = frozenset(
@@ -101,23 +104,7 @@ class ExpertClient:
 
         From the moment ``is_enough`` holds for the indexes that were answered, the others have ``grace_s`` left.
         """
-        outcomes: list[Answered | CallError] = [DeadlineExceeded("given up: enough others had answered")] * len(asks)
-        answered: set[int] = set()
-
-        async def one(index: int, scope: trio.CancelScope) -> None:
-            try:
-                outcomes[index] = await self.ask(asks[index], deadline_s=deadline_s)
-            except CallError as error:
-                outcomes[index] = error
-                return
-            answered.add(index)
-            if math.isinf(scope.deadline) and is_enough(answered):
-                scope.deadline = trio.current_time() + grace_s
-
-        async with trio.open_nursery() as nursery:
-            for index in range(len(asks)):
-                nursery.start_soon(one, index, nursery.cancel_scope)
-        return outcomes
+        return await ask_all(asks, partial(self.ask, deadline_s=deadline_s), grace_s=grace_s, is_enough=is_enough)
 
     async def _ask_hedged(self, places: Sequence[Peer], asked: Asked, deadline: float) -> Answered:
         """Start with the first place; the next one joins when one fails or is late. The first answer wins."""
@@ -154,6 +141,36 @@ class ExpertClient:
             method, tensors = BACKWARD, [asked.inputs, asked.gradients]
         reply = await peer.call(method, body, tensors, deadline_s=deadline_s, codec=self._codec, hashed=self._hashed)
         return _answered(reply, peer, asked)
+
+
+async def ask_all(
+    asks: Sequence[Asked],
+    ask: Callable[[Asked], Awaitable[AnswerT]],
+    *,
+    grace_s: float = math.inf,
+    is_enough: Callable[[Collection[int]], bool] = lambda _answered: False,
+) -> list[AnswerT | CallError]:
+    """``ask`` all at once, an answer or an error for each.
+
+    From the moment ``is_enough`` holds for the indexes that were answered, the others have ``grace_s`` left.
+    """
+    outcomes: list[AnswerT | CallError] = [DeadlineExceeded("given up: enough others had answered")] * len(asks)
+    answered: set[int] = set()
+
+    async def one(index: int, scope: trio.CancelScope) -> None:
+        try:
+            outcomes[index] = await ask(asks[index])
+        except CallError as error:
+            outcomes[index] = error
+            return
+        answered.add(index)
+        if math.isinf(scope.deadline) and is_enough(answered):
+            scope.deadline = trio.current_time() + grace_s
+
+    async with trio.open_nursery() as nursery:
+        for index in range(len(asks)):
+            nursery.start_soon(one, index, nursery.cancel_scope)
+    return outcomes
 
 
 def _answered(reply: Reply, peer: Peer, asked: Asked) -> Answered:

@@ -152,7 +152,9 @@ def _pass(scores: Sequence[Tensor], grid: Grid, k: int, look_up: LookUp, width: 
 def _alive(beam: Tensor, totals: Tensor, grid: Grid, dimension: int, look_up: LookUp) -> Tensor:
     """Which coordinates live below each prefix of the beam: bool [B, beam, size]."""
     size = grid.sizes[dimension]
-    wanted, where = torch.where(totals.isfinite(), beam, NOBODY).unique(return_inverse=True)
+    wanted, where = torch.where(totals.isfinite(), beam, NOBODY).unique(  # type: ignore[no-untyped-call]  # torch's own lack
+        return_inverse=True
+    )
     names = [grid.below(index, dimension) if index != NOBODY else "" for index in wanted.tolist()]
     answer = look_up([name for name in names if name])
     table = torch.zeros(len(names), size, dtype=torch.bool)

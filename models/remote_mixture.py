@@ -24,6 +24,8 @@ from .remote import Ask, Patience, Rows, Transport, rows_of
 _LOAD_KEPT = 0.98
 """How much of the moving average of the experts' load outlives one batch: of a few rows it says little by itself."""
 
+_ROWS_NEEDED = 0.9
+
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
@@ -53,7 +55,8 @@ class RemoteMixture(nn.Module):
 
     float32 [..., in_features] to the same, so it stands anywhere in a model; `mix` tells more than the values.
     ``grid`` has the size of each dimension, and the expert at (3, 7) is called ``prefix + "3.7"``. ``k_min`` answers
-    for each row are enough: then the rest have ``patience.grace_s``. Weights are those of a softmax over whoever
+    for each row, or for all but a tenth of them where it is not strict, are enough: then the rest have
+    ``patience.grace_s``. Weights are those of a softmax over whoever
     answered. Raises `RowsUnanswered` for rows with fewer than ``k_min`` (forward) or none (backward), unless
     ``is_strict`` is false: then they are marked in `Mixed.answered`, and a gradient that is lost counts as zero and in
     ``gradients_lost``.
@@ -108,6 +111,12 @@ class RemoteMixture(nn.Module):
         values = (weights.unsqueeze(-1) * answers).sum(dim=1)
         return Mixed(values, weights, picked, answered, failures, self.balance_loss, best.is_exact)
 
+    def observe(self, picked: Tensor) -> None:
+        """Count what was ``picked`` in the moving average of the load; `mix` does so itself, for its own batches."""
+        chosen = picked.flatten()
+        counts = torch.bincount(chosen[chosen != NOBODY], minlength=self.grid.places).to(self.load.dtype)
+        self.load.lerp_(counts / counts.sum(), 1 - _LOAD_KEPT)
+
     def _score(self, scores: Sequence[Tensor], picked: Tensor) -> Tensor:
         """The sum of each picked place's coordinate scores: [B, k]."""
         coordinates = self.grid.split(picked.clamp(min=0))
@@ -121,10 +130,8 @@ class RemoteMixture(nn.Module):
         coordinate and by expert: experts that share a coordinate are tied together by their scores, so a balance of
         coordinates alone says little about experts, and one of experts alone is slow.
         """
-        chosen = picked.flatten()
-        counts = torch.bincount(chosen[chosen != NOBODY], minlength=self.grid.places).to(self.load.dtype)
         if self.training:
-            self.load.lerp_(counts / counts.sum(), 1 - _LOAD_KEPT)
+            self.observe(picked)
         by_place = self.load.view(self.grid.sizes)
         loss = torch.zeros(())
         for dimension, score in enumerate(scores):
@@ -180,7 +187,7 @@ class _GridCall(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         groups = _groups(picked, mixture.grid)
         asks = [Ask(one.name, rows_of(x[one.rows])) for one in groups]
-        outcomes = mixture.transport.ask(asks, mixture.patience, _enough(groups, len(x), mixture.k_min))
+        outcomes = mixture.transport.ask(asks, mixture.patience, _enough(groups, len(x), mixture))
         answers, answered = x.new_zeros(*picked.shape, x.shape[1]), torch.zeros_like(picked, dtype=torch.bool)
         kept = []
         for group, outcome in zip(groups, outcomes, strict=True):
@@ -203,7 +210,10 @@ class _GridCall(torch.autograd.Function):
         groups: list[_Group] = ctx.groups
         mixture: RemoteMixture = ctx.mixture
         asks = [Ask(one.name, rows_of(x[one.rows]), rows_of(gradient[one.rows, one.places])) for one in groups]
-        outcomes = mixture.transport.ask(asks, mixture.patience, _enough(groups, len(x), mixture.k_min))
+        # a gradient that is lost costs little: a mixture that may go on without waits for the slower half only a while
+        half = (len(groups) + 1) // 2
+        enough = _enough(groups, len(x), mixture) if mixture.is_strict else lambda answered: len(answered) >= half
+        outcomes = mixture.transport.ask(asks, mixture.patience, enough)
         at_input, asked, reached = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool), set[int]()
         failures = []
         for group, outcome in zip(groups, outcomes, strict=True):
@@ -230,10 +240,15 @@ def _valid(outcome: Rows | NoAnswer, group: _Group, width: int) -> Rows | NoAnsw
     return outcome
 
 
-def _enough(groups: Sequence[_Group], rows: int, k_min: int) -> Callable[[Collection[int]], bool]:
-    """Whether each row that is asked about has ``k_min`` answers, or all of its own where those are fewer."""
+def _enough(groups: Sequence[_Group], rows: int, mixture: RemoteMixture) -> Callable[[Collection[int]], bool]:
+    """Whether each row that is asked about has ``k_min`` answers, or all of its own where those are fewer.
+
+    A mixture that is not strict does not wait for the last tenth of the rows: one row whose experts all died would hold
+    up its batch until the deadline.
+    """
     per_group = np.zeros((len(groups), rows), np.int64)
     for index, group in enumerate(groups):
         np.add.at(per_group[index], group.rows.numpy(), 1)
-    wanted = np.minimum(per_group.sum(axis=0), k_min)
-    return lambda answered: bool((per_group[sorted(answered)].sum(axis=0) >= wanted).all())
+    wanted = np.minimum(per_group.sum(axis=0), mixture.k_min)
+    needed = rows if mixture.is_strict else math.ceil(_ROWS_NEEDED * rows)
+    return lambda answered: int((per_group[sorted(answered)].sum(axis=0) >= wanted).sum()) >= needed

@@ -12,11 +12,10 @@ import trio
 
 from moed.daemon.network.dht import Dht
 from moed.daemon.network.library import open_loop
+from moed.daemon.simulation.datagrams import VirtualNetwork, VirtualPort
 from moed.protocol import queries
 from moed.protocol.identity import Identity
 from moed.protocol.records import PeerRecord, key_of_peer, sign_record
-
-from .network import VirtualNetwork, VirtualPort
 
 NETWORK_ID = b"dht benchmark".ljust(32, b".")
 EPOCH_S = 1_800_000_000.0

@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from moed.daemon.network.datagrams import Address
+from moed.daemon.simulation.datagrams import VirtualNetwork
 
-from .network import VirtualNetwork
 from .ours import JOINING_AT_ONCE, RECORDS, Gets
 
 

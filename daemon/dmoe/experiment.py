@@ -1,0 +1,122 @@
+"""`moed experiment dmoe`: 64 remote experts learn digits while links are late, calls fail and servers die."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from moed.daemon.errors import ConfigError
+from moed.daemon.tables import Table
+from moed.models.errors import CorpusUnavailable
+
+from . import trials
+from .finding import find_experts
+
+Say = Callable[[str], None]
+
+STEPS, IN_FLIGHT = 350, 4
+DELAYS_S = (0.0, 0.1, 0.2, 0.4)
+CROWD = 64
+"""Batches under way where throughput is measured: as many as the published trial had callers."""
+SEARCHES = 60
+
+
+def dmoe(*, seeds: int, nodes: Sequence[int], say: Say) -> dict[str, Any]:
+    """All of it; ``nodes`` are the sizes of the networks that experts are searched in. Raises `ConfigError`."""
+    torch.set_num_threads(1)
+    say(f"seeds 0 to {seeds - 1}")
+    try:
+        runs = [trials.converge(seed, steps=STEPS, in_flight=IN_FLIGHT, say=say) for seed in range(seeds)]
+    except CorpusUnavailable as error:
+        raise ConfigError(str(error), "and start again") from error
+    speeds = []
+    for delay_s in DELAYS_S:
+        speeds.append(trials.throughput(delay_s, 0, steps=5 * CROWD // 2, in_flight=CROWD))
+        say(f"delay {delay_s:g} s: {speeds[-1]['rows_per_s']:.0f} rows/s")
+    deaths = [trials.die(seed, steps=260, in_flight=16) for seed in range(seeds)]
+    say(f"recovered after {max(one['recovered_after_s'] for one in deaths):.1f} s at most")
+    searches = []
+    for count in nodes:
+        searches.append(find_experts(count, SEARCHES, 0))
+        say(f"search among {count} nodes: p50 {searches[-1]['widened']['p50_s']:.3f} s")
+    found = {"convergence": runs, "throughput": speeds, "deaths": deaths, "search": searches}
+    return {
+        "experiment": "dmoe",
+        "seeds": list(range(seeds)),
+        "steps": STEPS,
+        "in_flight": IN_FLIGHT,
+        "settings": trials.settings(),
+        "verdict": verdict(found),
+        **found,
+    }
+
+
+def verdict(found: dict[str, Any]) -> dict[str, Any]:
+    """Each number that was promised, its bound, and whether it holds."""
+    calm = [run["calm"]["accuracy"] for run in found["convergence"]]
+    hard = [run["hard"]["accuracy"] for run in found["convergence"]]
+    every = [run[kind] for run in found["convergence"] for kind in ("calm", "hard")]
+    rate = {one["mean_delay_s"]: one["rows_per_s"] for one in found["throughput"]}
+    lost = 100 * (float(np.mean(calm)) - float(np.mean(hard)))
+    rows = {
+        "accuracy_lost_points": (lost, "at most 1", lost <= 1),
+        "load_max_over_mean": _most([one["load_max_over_mean"] for one in every], 3.0),
+        "idle_share": _most([one["idle_share"] for one in every], 0.05),
+        "throughput_kept_at_200_ms": _least([rate[0.2] / rate[0.0]], 0.7),
+        "recovered_after_s": _most([one["recovered_after_s"] for one in found["deaths"]], 10.0),
+    }
+    for one in found["search"]:
+        rows[f"search_recall_{one['nodes']}_nodes"] = _least([one["widened"]["recall"]], 0.95)
+    return {name: {"value": value, "target": target, "met": met} for name, (value, target, met) in rows.items()}
+
+
+def _most(values: Sequence[float], bound: float) -> tuple[float, str, bool]:
+    return max(values), f"at most {bound:g}", max(values) <= bound
+
+
+def _least(values: Sequence[float], bound: float) -> tuple[float, str, bool]:
+    return min(values), f"at least {bound:g}", min(values) >= bound
+
+
+def dmoe_tables(found: dict[str, Any]) -> list[Table]:
+    """The numbers for people."""
+    runs = [
+        [
+            str(run["seed"]),
+            name,
+            f"{run[name]['accuracy']:.4f}",
+            f"{run[name]['accuracy_under_the_same_conditions']:.4f}",
+            f"{run[name]['load_max_over_mean']:.2f}",
+            f"{run[name]['idle_share']:.1%}",
+            f"{run[name]['calls_without_answer']:,}",
+            str(run[name]["rows_unanswered"]),
+        ]
+        for run in found["convergence"]
+        for name in ("calm", "hard")
+    ]
+    heads = (">seed", "links", ">accuracy", ">as trained", ">max load", ">idle", ">calls lost", ">rows unanswered")
+    spreads = [
+        [name, f"{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"]
+        for name in ("calm", "hard")
+        for values in [[run[name]["accuracy"] for run in found["convergence"]]]
+    ]
+    speeds = [[f"{one['mean_delay_s']:g}", f"{one['rows_per_s']:.0f}"] for one in found["throughput"]]
+    searches = [
+        [str(one["nodes"]), kind, *(f"{one[kind][name]:.3f}" for name in ("p50_s", "p95_s", "recall"))]
+        for one in found["search"]
+        for kind in ("widened", "fixed")
+    ]
+    verdicts = [
+        [name, f"{one['value']:.3f}", one["target"], "yes" if one["met"] else "NO"]
+        for name, one in found["verdict"].items()
+    ]
+    return [
+        Table("Learning digits through 64 remote experts, top 4", heads, runs),
+        Table("Held-out accuracy, mean ± deviation", ("links", ">accuracy"), spreads),
+        Table(f"Throughput with {CROWD} batches under way", (">mean delay (s)", ">rows/s"), speeds),
+        Table("Cold search for the best 4", (">nodes", "beam", ">p50 (s)", ">p95 (s)", ">recall"), searches),
+        Table("Promised", ("what", ">value", ">target", "met"), verdicts),
+    ]

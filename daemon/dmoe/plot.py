@@ -1,0 +1,55 @@
+"""Draws what the dmoe experiment found: learning, load, throughput, and what happens when servers die."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moed.daemon.experiment_plots import new_figure, save_figure
+
+_CALM, _HARD = "#1f5f8b", "#b3541e"
+
+
+def plot_dmoe(found: dict[str, Any], path: Path) -> None:
+    """Four panels. Raises `ConfigError` where matplotlib is missing or the file cannot be written."""
+    figure, first = new_figure(11, 7.5)
+    first.remove()
+    learning, load, speed, deaths = figure.subplots(2, 2).flatten()
+    for name, colour in (("calm", _CALM), ("hard", _HARD)):
+        runs = [run[name] for run in found["convergence"]]
+        losses = np.array([run["loss"] for run in runs])
+        steps = 10 * (np.arange(losses.shape[1]) + 1)
+        label = "no delay, no failure" if name == "calm" else "1 s mean delay, 10 % of calls fail"
+        learning.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        learning.plot(steps, losses.mean(axis=0), color=colour, label=label)
+        loads = np.array([run["load"] for run in runs])
+        load.plot(loads.mean(axis=0), color=colour, label=label)
+    learning.set_xlabel("batches")
+    learning.set_ylabel("loss (range of seeds)")
+    learning.set_yscale("log")
+    learning.set_title(f"Held-out accuracy lost: {found['verdict']['accuracy_lost_points']['value']:.2f} points")
+    load.axhline(3, color="0.5", linewidth=0.8, linestyle="--")
+    load.set_xlabel("experts by load")
+    load.set_ylabel("load over the mean")
+    load.set_title("Load of the experts, last quarter")
+    delays = [1000 * one["mean_delay_s"] for one in found["throughput"]]
+    speed.plot(delays, [one["rows_per_s"] for one in found["throughput"]], "o-", color=_CALM)
+    speed.set_ylim(bottom=0)
+    speed.set_xlabel("mean delay of a call (ms)")
+    speed.set_ylabel("rows learned from per second")
+    speed.set_title(f"Throughput, {found['throughput'][0]['in_flight']} batches under way")
+    for one in found["deaths"]:
+        deaths.plot(*zip(*one["rates"], strict=True), linewidth=1, label=f"seed {one['seed']}")
+    deaths.axvline(0, color="0.3", linewidth=0.9, linestyle="--")
+    deaths.set_ylim(bottom=0)
+    deaths.set_xlabel("seconds after 5 of 16 servers died")
+    deaths.set_ylabel("rows learned from per second")
+    deaths.set_title(f"Recovered after {found['verdict']['recovered_after_s']['value']:.1f} s at most")
+    for axes in (learning, load, deaths):
+        axes.legend(fontsize=8)
+    for axes in (learning, load, speed, deaths):
+        axes.grid(alpha=0.25)
+        axes.title.set_fontsize(10)
+    save_figure(figure, path)

@@ -1,0 +1,102 @@
+"""Experts on a grid, as the DHT knows them: what their server announces, and who lives below a prefix.
+
+A server of ``ffn.3.7`` enters itself under the topic of each prefix that leads there (``ffn.3.``), and its entry's note
+is the set of coordinates that it serves right below, a bit each. So one look-up of a prefix tells which of its children
+live and who serves them. The empty prefix of a grid of several dimensions has no topic: one set of the DHT holds few
+owners, and a search knows the best first coordinates anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from moed.models.beam import split_name, steps_to
+from moed.protocol.identity import NodeId
+from moed.protocol.records import MAX_NOTE_BYTES, MAX_TOPIC_CHARS, TopicEntry
+
+REMEMBER_S = 20.0
+"""How long an answer about a prefix is used. A new expert may stay unknown for so long; one that has gone is left out
+sooner, by those who ask it in vain."""
+MAX_COORDINATE = MAX_NOTE_BYTES * 8 - 1
+MAX_REMEMBERED = 4096
+_TOPIC = "grid:"
+
+FindTopic = Callable[[str], Awaitable[list[TopicEntry]]]
+
+
+def grid_topics(names: Collection[str]) -> dict[str, bytes]:
+    """What a server of these experts announces: a note for each topic. Names that end in no number have no place.
+
+    Raises `ValueError` for a place that cannot be announced.
+    """
+    children: dict[str, set[int]] = {}
+    for name in names:
+        split = split_name(name)
+        for prefix, child in steps_to(name):
+            if child > MAX_COORDINATE or len(_TOPIC + prefix) > MAX_TOPIC_CHARS:
+                raise ValueError(f"{name!r} cannot stand on a grid: coordinates go to {MAX_COORDINATE}")
+            if split is not None and (prefix != split[0] or len(split[1]) == 1):
+                children.setdefault(prefix, set()).add(child)
+    return {_TOPIC + prefix: _note(those) for prefix, those in children.items()}
+
+
+def _note(children: Collection[int]) -> bytes:
+    bits = sum(1 << child for child in children)
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _children(note: bytes) -> frozenset[int]:
+    bits = int.from_bytes(note, "little")
+    return frozenset(child for child in range(bits.bit_length()) if bits >> child & 1)
+
+
+@dataclass(slots=True)
+class _Known:
+    read_at_s: float
+    owners: dict[int, list[NodeId]] = field(default_factory=dict)
+
+
+class GridDirectory:
+    """Who lives below which prefix, asked of the DHT through ``find_topic`` and remembered for a while."""
+
+    def __init__(self, find_topic: FindTopic, *, is_out: Callable[[NodeId], bool] = lambda _owner: False) -> None:
+        """``is_out`` says of a server that it does not answer now."""
+        self._find_topic = find_topic
+        self._is_out = is_out
+        self._known: dict[str, _Known] = {}
+
+    async def live(self, prefixes: Collection[str]) -> Mapping[str, Collection[int]]:
+        """The coordinates below each prefix that have a server; prefixes that are not remembered are asked at once."""
+        now_s = trio.current_time()
+        unknown = [one for one in prefixes if one not in self._known or self._known[one].read_at_s + REMEMBER_S < now_s]
+        async with trio.open_nursery() as nursery:
+            for prefix in unknown:
+                nursery.start_soon(self._read, prefix)
+        return {
+            prefix: [
+                child
+                for child, owners in self._known[prefix].owners.items()
+                if not all(self._is_out(one) for one in owners)
+            ]
+            for prefix in prefixes
+        }
+
+    def owners(self, expert: str) -> Sequence[NodeId]:
+        """Who serves an expert, as far as its prefix is remembered."""
+        prefix, _, child = expert.rpartition(".")
+        known = self._known.get(prefix + ".")
+        return known.owners.get(int(child), []) if known is not None and child.isdigit() else []
+
+    async def _read(self, prefix: str) -> None:
+        entries = await self._find_topic(_TOPIC + prefix)
+        known = _Known(trio.current_time())
+        for entry in entries:
+            for child in _children(entry.note):
+                known.owners.setdefault(child, []).append(entry.node_id)
+        self._known.pop(prefix, None)
+        if len(self._known) >= MAX_REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[prefix] = known

@@ -1,0 +1,51 @@
+"""The verbs of `moed experiment` that play with layers of remote experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .experiment_verbs import write_json
+from .plain_errors import plain_errors
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _finish(found: dict[str, Any], json_file: Path | None, plot: Callable[[dict[str, Any], Path], None]) -> None:
+    if json_file is not None:
+        write_json(json_file, found)
+        plot(found, json_file.with_suffix(".png"))
+
+
+@click.command()
+@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Seeds 0 to this, less one.")
+@click.option(
+    "--nodes", type=click.IntRange(10, 10_000), multiple=True, default=(100, 1000), show_default=True,
+    help="Nodes of a network in which experts are searched; may be given again.",
+)  # fmt: skip
+@click.option("--json", "json_file", type=FILE, help="Write the numbers to this file, and a .png beside it.")
+@plain_errors
+def dmoe(seeds: int, nodes: tuple[int, ...], json_file: Path | None) -> None:
+    """A layer of 64 remote experts on virtual time: late links, failing calls, dying servers, cold searches.
+
+    \b
+    moed experiment dmoe --json dmoe.json
+    """
+    from . import tables
+    from .dmoe import experiment
+    from .dmoe.plot import plot_dmoe
+    from .experiment_plots import check_plots
+    from .logs import configure_logging
+
+    configure_logging("error")
+    if json_file is not None:
+        check_plots()
+    found = experiment.dmoe(seeds=seeds, nodes=nodes, say=lambda text: click.echo(text, err=True))
+    tables.show(experiment.dmoe_tables(found))
+    _finish(found, json_file, plot_dmoe)
+
+
+LAYER_VERBS: list[click.Command] = [dmoe]
