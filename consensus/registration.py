@@ -115,14 +115,15 @@ def rotate_key(state: Overlay, sender: bytes, body: RotateKey) -> None:
     """Let another key work for a uid; rank and stake stay. Raises `KeyInUse`, `NotRegistered` or `NotPermitted`.
 
     A key that was replaced goes on standing for the pool: what it signed before can be punished, and it can never
-    get a uid of its own beside that pool.
+    get a uid of its own beside that pool. For the same reason a key whose own pool ever had a seat takes no other.
     """
     neuron = owned(state, body.uid, sender)
     if body.key != neuron.key:
         name = pool_of(state, neuron.key)
         fresh, own = read_account(state, body.key), read_pool(state, body.key)
-        if fresh.uid is not None or fresh.pool not in (None, name) or (own.shares and body.key != name):
-            raise KeyInUse("uid, pool and stake of the new key", "none", (fresh.uid, own.stake))
+        is_staked = bool(own.shares or own.leaving_shares) or own.seated is not None
+        if fresh.uid is not None or fresh.pool not in (None, name) or (is_staked and body.key != name):
+            raise KeyInUse("uid, pool, stake and last seat of the new key", "none", (fresh.uid, own.stake, own.seated))
         put_account(state, neuron.key, change(read_account(state, neuron.key), uid=None, pool=name))
         put_account(state, body.key, change(read_account(state, body.key), uid=neuron.uid, pool=name))
     # an owner that was never named is the old key itself, and stays that

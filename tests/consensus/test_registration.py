@@ -29,6 +29,8 @@ from moed.consensus.transactions import (
     SetOwner,
     SetWeights,
     Sponsor,
+    Undelegate,
+    Withdraw,
     sign_consent,
 )
 from moed.consensus.votes import NO_BLOCK, VoteKind, sign_vote
@@ -241,3 +243,25 @@ def test_who_cannot_pay_costs_no_replacement() -> None:
     with pytest.raises(InsufficientBalance):
         register(step, key(30).public_key, b"", key(30).public_key, PARAMS, book.height)
     assert not step.changes
+
+
+def test_no_new_pool_hides_a_key_that_signed_twice() -> None:
+    """A liar takes its stake out, loses its uid, and slips under another uid's pool: its own must still answer."""
+    book = ledger()
+    for number in (3, 4):
+        book.send(number, Register())
+    network = book.genesis.network_id
+    votes = [sign_vote(key(2), network, VoteKind.PREVOTE, 4, 0, block) for block in (NO_BLOCK, b"\1" * 32)]
+    book.height = 5
+    book.send(2, Undelegate(pool=key(2).public_key))
+    book.close()
+    book.send(OWNER, Register())
+    assert (book.uid(2), book.uid(OWNER)) == (None, 1)
+    with pytest.raises(KeyInUse):
+        rotate(book, 2, 2, 3)
+    book.send(1, ReportEvidence(evidence=double_vote(*votes)))
+    assert (book.pool(2).leaving, book.treasury) == (38 * CREDIT, 2 * CREDIT)
+    book.height += PARAMS.unbonding_blocks
+    book.send(2, Withdraw(pool=key(2).public_key))
+    with pytest.raises(KeyInUse):
+        rotate(book, 2, 2, 3)  # with nothing left in it, it still had the seat
