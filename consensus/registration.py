@@ -9,6 +9,7 @@ from .state import (
     TOTALS_KEY,
     Neuron,
     Overlay,
+    Position,
     Totals,
     change,
     neuron_key,
@@ -18,6 +19,7 @@ from .state import (
     read_neuron,
     read_neurons,
     read_pool,
+    read_position,
     read_totals,
 )
 from .transactions import RotateKey, SetOwner
@@ -115,14 +117,16 @@ def rotate_key(state: Overlay, sender: bytes, body: RotateKey) -> None:
     """Let another key work for a uid; rank and stake stay. Raises `KeyInUse`, `NotRegistered` or `NotPermitted`.
 
     A key that was replaced goes on standing for the pool: what it signed before can be punished, and it can never
-    get a uid of its own beside that pool. For the same reason a key whose own pool ever had a seat takes no other.
+    get a uid of its own beside that pool. For the same reason a key whose own pool ever had a seat takes no other, nor
+    one that has stake in its own pool, which would not follow it. What others put there is theirs to take out, and no
+    hindrance: a stranger's smallest coin would else stop a rotation.
     """
     neuron = owned(state, body.uid, sender)
     if body.key != neuron.key:
         name = pool_of(state, neuron.key)
         fresh, own = read_account(state, body.key), read_pool(state, body.key)
-        is_staked = bool(own.shares or own.leaving_shares) or own.seated is not None
-        if fresh.uid is not None or fresh.pool not in (None, name) or (is_staked and body.key != name):
+        is_bound = own.seated is not None or read_position(state, body.key, body.key) != Position()
+        if fresh.uid is not None or fresh.pool not in (None, name) or (is_bound and body.key != name):
             raise KeyInUse("uid, pool, stake and last seat of the new key", "none", (fresh.uid, own.stake, own.seated))
         put_account(state, neuron.key, change(read_account(state, neuron.key), uid=None, pool=name))
         put_account(state, body.key, change(read_account(state, body.key), uid=neuron.uid, pool=name))

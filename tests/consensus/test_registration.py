@@ -29,6 +29,7 @@ from moed.consensus.transactions import (
     SetOwner,
     SetWeights,
     Sponsor,
+    Transfer,
     Undelegate,
     Withdraw,
     sign_consent,
@@ -265,3 +266,28 @@ def test_no_new_pool_hides_a_key_that_signed_twice() -> None:
     book.send(2, Withdraw(pool=key(2).public_key))
     with pytest.raises(KeyInUse):
         rotate(book, 2, 2, 3)  # with nothing left in it, it still had the seat
+
+
+def test_a_strangers_coin_stops_no_rotation() -> None:
+    """What others delegated to the new key stays theirs; only stake of its own binds it, until it is withdrawn."""
+    book = ledger()
+    fresh, other = key(FRESH).public_key, key(21).public_key
+    for part in (fresh, other):
+        book.send(3, Delegate(to=part, amount=2))
+        book.send(3, Undelegate(pool=part, amount=1))
+    book.send(4, Transfer(to=other, amount=1))
+    book.send(21, AddStake(amount=1))
+    with pytest.raises(KeyInUse):
+        rotate(book, 0, 21, 1)
+    book.send(21, Undelegate(pool=other))
+    with pytest.raises(KeyInUse):
+        rotate(book, 0, 21, 1)
+    rotate(book, 0, FRESH, 1)
+    assert (book.uid(FRESH), book.stake(FRESH)) == (0, 60 * CREDIT)
+    book.send(3, Undelegate(pool=fresh))
+    book.height += PARAMS.unbonding_blocks
+    for holder, part in ((3, fresh), (21, other)):
+        book.send(holder, Withdraw(pool=part))
+    assert (book.balance(3), book.balance(21)) == (100 * CREDIT - 2, 1)
+    rotate(book, 0, 21, 1)
+    assert (book.uid(21), book.stake(21)) == (0, 60 * CREDIT)
