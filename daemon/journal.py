@@ -12,7 +12,9 @@ from .errors import StoreCorrupt, StoreFailed
 
 _HEAD = struct.Struct(">II")  # checksum of the payload, its length
 MAX_ENTRY_BYTES = 1 << 23
-
+SECTOR_BYTES = 512
+"""A disk writes no less at a time."""
+_REMEDY = "restore it from a backup; without it this key could sign twice and be slashed"
 
 COMPACT_BYTES = 1 << 18
 """A journal grows to this before what is needless in it goes: to append costs one flush, to replace a file three."""
@@ -94,21 +96,56 @@ def frame_entry(entry: bytes) -> bytes:
 def parse_entries(data: bytes, name: str) -> tuple[list[bytes], int]:
     """The whole entries of a journal's bytes, and where the last one ends.
 
-    Raises `StoreCorrupt`, with ``name``, if it does not begin with one: the first entry came by a rename after it was
-    synced, so no cut explains that.
+    Raises `StoreCorrupt`, with ``name``, if what follows is damage, and not a write that a cut ended: an entry that was
+    acknowledged must never be forgotten. The first entry came by a rename after it was synced, so no cut explains its
+    absence either.
     """
     entries: list[bytes] = []
     at = 0
-    while at + _HEAD.size <= len(data):
-        checksum, size = _HEAD.unpack_from(data, at)
-        entry = data[at + _HEAD.size : at + _HEAD.size + size]
-        if size > MAX_ENTRY_BYTES or len(entry) < size or _checksum(entry) != checksum:
-            break
+    while (entry := _entry_at(data, at)) is not None:
         entries.append(entry)
-        at += _HEAD.size + size
+        at += _HEAD.size + len(entry)
     if at == 0 and any(data):
-        raise StoreCorrupt(f"{name} does not begin with a whole entry", "restore it from a backup")
+        raise StoreCorrupt(f"{name} does not begin with a whole entry", _REMEDY)
+    if not _is_cut(data, at):
+        raise StoreCorrupt(f"{name} is damaged at byte {at}, which no power cut explains", _REMEDY)
     return entries, at
+
+
+def _entry_at(data: bytes, at: int) -> bytes | None:
+    """The whole entry that begins at this place, or None."""
+    if at + _HEAD.size > len(data):
+        return None
+    checksum, size = _HEAD.unpack_from(data, at)
+    entry = data[at + _HEAD.size : at + _HEAD.size + size]
+    is_whole = size <= MAX_ENTRY_BYTES and len(entry) == size and _checksum(entry) == checksum
+    return entry if is_whole else None
+
+
+def _is_cut(data: bytes, at: int) -> bool:
+    """Whether what lies from ``at`` on, and begins with no whole entry, is what a cut may leave of one write.
+
+    That is: fewer bytes than the entry has, or zeros where a sector was never written. What contradicts it is a whole
+    entry that ends with the file, or a content that has its checksum and another length than its head says.
+    """
+    if at + _HEAD.size > len(data) or not any(data[at : at + _HEAD.size]):
+        return not _ends_with_an_entry(data, at)
+    checksum, size = _HEAD.unpack_from(data, at)
+    end = at + _HEAD.size + size
+    if size > MAX_ENTRY_BYTES:
+        return False
+    if end > len(data):
+        return _checksum(data[at + _HEAD.size :]) != checksum and not _ends_with_an_entry(data, at)
+    written_sectors = -(-len(data.rstrip(b"\0")) // SECTOR_BYTES)
+    return bool(written_sectors * SECTOR_BYTES < end)
+
+
+def _ends_with_an_entry(data: bytes, after: int) -> bool:
+    """Whether a whole entry that begins after this place ends with the file: then the last write was a whole one."""
+    return any(
+        _HEAD.unpack_from(data, at)[1] == len(data) - at - _HEAD.size and _entry_at(data, at) is not None
+        for at in range(after + 1, len(data) - _HEAD.size)
+    )
 
 
 def _write_synced(path: Path, flags: int, data: bytes) -> None:

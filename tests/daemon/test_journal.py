@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moed.daemon.errors import StoreCorrupt
-from moed.daemon.journal import COMPACT_BYTES, FileJournal
+from moed.daemon.journal import COMPACT_BYTES, SECTOR_BYTES, FileJournal, frame_entry, parse_entries
+
+ENTRIES = (b"one", b"", b"three", b"four", b"five, with end")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -34,16 +36,30 @@ def test_a_cut_loses_only_the_entry_under_way(
     assert FileJournal(path).entries() == [*acknowledged, b"next"]
 
 
-def test_damage_ends_the_journal_where_it_is(tmp_path: Path) -> None:
-    """A flipped bit in an entry is noticed by its checksum; what stands before it is kept."""
+def test_a_flipped_bit_is_no_cut(tmp_path: Path) -> None:
+    """Whatever bit of acknowledged entries is damaged, it is said: to forget an entry could be to sign twice."""
     path = tmp_path / "journal"
     journal = FileJournal(path)
-    for entry in (b"one", b"two", b"three"):
+    for entry in ENTRIES:
         journal.append(entry)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert FileJournal(path).entries() == [b"one", b"two"]
+    whole = path.read_bytes()
+    for place in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        with pytest.raises(StoreCorrupt):
+            FileJournal(path)
+        assert path.read_bytes() == data
+
+
+@given(st.integers(1, 2_000), st.integers(1, 2_000), st.data())
+def test_sectors_that_were_never_written_are_a_cut(before: int, size: int, data: st.DataObject) -> None:
+    """A file may be as long as the entry under way and have zeros from some sector on; that entry is forgotten."""
+    first, second = (frame_entry(b"\x01" * length) for length in (before, size))
+    sectors = range(-(-(len(first) + 1) // SECTOR_BYTES), -(-(len(first) + len(second)) // SECTOR_BYTES))
+    kept = data.draw(st.sampled_from([len(first), *(place * SECTOR_BYTES for place in sectors)]))
+    torn = (first + second)[:kept].ljust(len(first) + len(second), b"\0")
+    assert parse_entries(torn, "torn") == ([b"\x01" * before], len(first))
 
 
 def test_zeros_at_the_end_are_no_entries(tmp_path: Path) -> None:
