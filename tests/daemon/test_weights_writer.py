@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import trio
+from structlog.testing import capture_logs
 
 from moed.consensus.genesis import Genesis
 from moed.consensus.params import ChainParams
@@ -57,11 +58,15 @@ def own(chain: Chain) -> Neuron:
 
 
 async def test_a_row_is_hidden_then_shown(tmp_path: Path) -> None:
-    """The hash is in the chain in one epoch and the row in the next, epoch after epoch."""
+    """The hash is in the chain in one epoch and the row in the next, epoch after epoch; no log tells it before."""
     async with validator(tmp_path, GENESIS, {1: 7}) as chain:
-        while not own(chain).commits:
-            assert own(chain).weights == ()
-            await chain.wait_block()
+        with capture_logs() as logged:
+            while not own(chain).commits:
+                assert own(chain).weights == ()
+                await chain.wait_block()
+        told = [line for line in logged if line["event"] == "validator.weights_submitted"]
+        assert told
+        assert all(line["uids"] == 1 and "weights" not in line for line in told)
         (commit,) = own(chain).commits
         while not own(chain).weights:
             await chain.wait_block()

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from moed.daemon.client import Client
 from moed.daemon.errors import DaemonRefused
-from moed.daemon.sql_view import MAX_ROWS, TABLES, run_sql
+from moed.daemon.sql_view import MAX_ROWS, TABLES, SqlRefused, run_sql
 from moed.daemon.store import Store
 from moed.protocol.codec import decode_item, read_head
 from moed.protocol.receipts import CallReceipt, ReceiptSheet, claim_sheet
@@ -133,6 +133,25 @@ def test_sql_reads_receipts_call_by_call(tmp_path: Path) -> None:
     query = "select caller, method, sum(served_us), sum(request_bytes), min(signed_by_both) from receipts group by 1, 2"
     answer = run_sql(tmp_path / "chain.db", CollectorRegistry(), query)
     assert answer["rows"] == [[key(2).public_key.hex(), "expert.forward", 6, 21, 0]]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "select value from chain.notes",
+        "select name from notes",
+        "select b.height from chain.blocks b, chain.notes n where n.value > x'00'",
+        "select value from chain.meta",
+        "select sql from chain.sqlite_schema",
+        "with blocks as (select value from notes) select * from blocks",
+    ],
+)
+def test_sql_does_not_read_what_a_validator_hides(tmp_path: Path, query: str) -> None:
+    """The tables that no view shows stay shut, whatever name they are asked for under."""
+    with Store(tmp_path / "chain.db", make_genesis()) as store:
+        store.remember("unrevealed weights", b"salt")
+    with pytest.raises(SqlRefused, match=r"prohibited|only reading"):
+        run_sql(tmp_path / "chain.db", CollectorRegistry(), query)
 
 
 @pytest.mark.parametrize("table", TABLES)
