@@ -11,13 +11,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from moed.consensus.blocks import decode_block, decode_commit
+from moed.consensus.blocks import Block, Commit, decode_block, decode_commit
 from moed.consensus.state import Account, Neuron, account_key, decode_state_record
 from moed.protocol.codec import decode_record
 from moed.protocol.identity import PublicKey, node_id_of
@@ -25,7 +26,8 @@ from moed.protocol.receipts import SignedSheet
 
 MAX_SECONDS = 5.0
 MAX_ROWS = 10_000
-MAX_VALUE_BYTES = 1 << 20
+MAX_VALUE_BYTES = 256 << 10  # over every record; a block is larger, but is read on the side and never a value
+MAX_COLUMNS = 64  # times the longest value is what one row may take
 MAX_ANSWER_BYTES = 16 << 20
 _STEPS_BETWEEN_CHECKS = 2_000
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
@@ -56,7 +58,10 @@ def run_sql(database: Path, registry: CollectorRegistry, query: str) -> dict[str
     """Answer one SELECT: {columns, rows, truncated, took_ms}. Blocks. Raises `SqlRefused` with words for the caller."""
     began = time.monotonic()
     try:
-        with closing(_open(database, registry)) as db:
+        with (
+            closing(sqlite3.connect(_read_only(database), uri=True)) as blocks,
+            closing(_open(database, registry, blocks)) as db,
+        ):
             db.set_progress_handler(lambda: time.monotonic() - began > MAX_SECONDS, _STEPS_BETWEEN_CHECKS)
             db.set_authorizer(_authorize)
             cursor = db.execute(query)
@@ -102,24 +107,30 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
 
 
-def _open(database: Path, registry: CollectorRegistry) -> sqlite3.Connection:
+def _read_only(database: Path) -> str:
+    return f"{database.absolute().as_uri()}?mode=ro"
+
+
+def _open(database: Path, registry: CollectorRegistry, blocks: sqlite3.Connection) -> sqlite3.Connection:
+    """A connection that can be asked; ``blocks`` reads the blocks, which may be longer than a value."""
     # Sorting goes to a temporary file over the cache's size, so no question takes much memory.
     db = sqlite3.connect(":memory:", isolation_level=None, uri=True)
     try:
         db.execute("PRAGMA temp_store = FILE")
         db.execute("PRAGMA cache_size = -8192")
-        db.execute("ATTACH DATABASE ? AS chain", (f"{database.absolute().as_uri()}?mode=ro",))
-        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-        db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
-        for name, function in (("block_field", _block_field), ("record", _record), ("calls", _calls)):
-            arguments = function.__code__.co_argcount
-            db.create_function(name, arguments, function, deterministic=True)
+        db.execute("ATTACH DATABASE ? AS chain", (_read_only(database),))
+        db.create_function("block_field", 2, _block_fields(blocks), deterministic=True)
+        db.create_function("record", 2, _record, deterministic=True)
+        db.create_function("calls", 1, _calls, deterministic=True)
         for statement in _views():
             db.execute(statement)
         db.execute("CREATE TEMP TABLE metrics (name TEXT, labels TEXT, value REAL)")
         db.executemany("INSERT INTO temp.metrics VALUES (?, ?, ?)", _samples(registry))
         db.execute("CREATE TEMP TABLE tables (name TEXT, columns TEXT)")
         db.executemany("INSERT INTO temp.tables VALUES (?, ?)", ((name, ", ".join(TABLES[name])) for name in TABLES))
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+        db.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, MAX_COLUMNS)
+        db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
     except sqlite3.Error:
         db.close()
         raise
@@ -127,7 +138,7 @@ def _open(database: Path, registry: CollectorRegistry) -> sqlite3.Connection:
 
 
 def _views() -> Iterable[str]:
-    fields = ", ".join(f"block_field(block, \"commit\", '{name}') AS {name}" for name in TABLES["blocks"][2:])
+    fields = ", ".join(f"block_field(height, '{name}') AS {name}" for name in TABLES["blocks"][2:])
     yield f"CREATE TEMP VIEW blocks AS SELECT height, lower(hex(hash)) AS hash, {fields} FROM chain.blocks"  # noqa: S608 - our own words
     yield "CREATE TEMP VIEW epochs AS SELECT number, height FROM chain.epochs"
     yield (
@@ -147,16 +158,29 @@ def _plain(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes | bytearray) else str(value)
 
 
-def _block_field(encoded: bytes, encoded_commit: bytes, name: str) -> Any:
-    if name in ("round", "signatures"):
-        commit = decode_commit(encoded_commit)
-        return commit.round if name == "round" else len(commit.signatures)
-    block = decode_block(encoded)
+def _block_fields(blocks: sqlite3.Connection) -> Callable[[int, str], Any]:
+    """What gives one field of the block at a height; NULL if the block was let go meanwhile."""
+
+    @lru_cache(maxsize=2)  # a row asks for every field of one block
+    def read(height: int) -> tuple[Block, Commit] | None:
+        row = blocks.execute('SELECT block, "commit" FROM blocks WHERE height = ?', (height,)).fetchone()
+        return None if row is None else (decode_block(row[0]), decode_commit(row[1]))
+
+    def field(height: int, name: str) -> Any:
+        found = read(height)
+        return None if found is None else _block_field(*found, name)
+
+    return field
+
+
+def _block_field(block: Block, commit: Commit, name: str) -> Any:
     values: dict[str, Callable[[], Any]] = {
         "time_ms": lambda: block.header.time_ms,
         "proposer": lambda: node_id_of(block.header.proposer).hex(),
         "transactions": lambda: len(block.transactions),
         "state_root": block.header.state_root.hex,
+        "round": lambda: commit.round,
+        "signatures": lambda: len(commit.signatures),
     }
     return values[name]()
 

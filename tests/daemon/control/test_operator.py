@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from moed.daemon.client import Client
 from moed.daemon.errors import DaemonRefused
-from moed.daemon.sql_view import MAX_ROWS, TABLES, SqlRefused, run_sql
+from moed.daemon.sql_view import MAX_COLUMNS, MAX_ROWS, MAX_VALUE_BYTES, TABLES, SqlRefused, run_sql
 from moed.daemon.store import Store
 from moed.protocol.codec import decode_item, read_head
 from moed.protocol.receipts import CallReceipt, ReceiptSheet, claim_sheet
@@ -197,6 +197,24 @@ def test_sql_ends_in_bounded_rows_and_time(client: Client, monkeypatch: pytest.M
     monkeypatch.setattr("moed.daemon.sql_view.MAX_SECONDS", 0.2)
     with pytest.raises(DaemonRefused, match="longer than"):
         select(client, f"{endless} select count(*) from n")
+
+
+def test_one_row_of_sql_is_bounded(client: Client) -> None:
+    """By its columns and by each value, so that no question takes gigabytes in a single row."""
+    with pytest.raises(DaemonRefused, match="too many columns"):
+        select(client, f"select {', '.join(['zeroblob(200000)'] * (MAX_COLUMNS + 1))}")
+    with pytest.raises(DaemonRefused, match="a value is over"):
+        select(client, f"select zeroblob({MAX_VALUE_BYTES + 1})")
+    assert select(client, "select length(zeroblob(1000))") == [[1000]]
+
+
+def test_a_block_longer_than_a_value_is_read_all_the_same(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fields are small, however large the block; only the block itself is no value."""
+    whole = select(client, "select * from blocks")
+    monkeypatch.setattr("moed.daemon.sql_view.MAX_VALUE_BYTES", 128)
+    with pytest.raises(DaemonRefused, match="a value is over 128 bytes"):
+        select(client, "select block from chain.blocks")
+    assert select(client, "select * from blocks") == whole
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
