@@ -17,7 +17,7 @@ import click
 from moed import __version__
 
 from .chain_verbs import chain
-from .errors import EXIT_USAGE, ConfigError
+from .errors import EXIT_FAILED, EXIT_USAGE, ConfigError
 from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
 from .layer_verbs import LAYER_VERBS
@@ -96,6 +96,40 @@ def run(home: Path, log_level: str | None) -> None:
     from .node import run_node
 
     run_node(config, overrides)
+
+
+@moed.command()
+@click.option("--home", type=HOME, required=True, help="Folder of the node.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plain_errors
+def doctor(home: Path, as_json: bool) -> None:
+    """Look for what would keep the daemon of a home from starting; exits with 1 if there is something.
+
+    `moectl doctor` asks a running daemon, and its peers.
+
+    \b
+    moed doctor --home ~/.moed
+    """
+    from . import tables
+    from .client import Client
+    from .errors import DaemonRefused, DaemonUnreachable
+    from .findings import check_home
+    from .places import socket_of_home
+
+    try:
+        Client(socket_of_home(home)).get("/v1/status")
+        is_running = True
+    except DaemonUnreachable:
+        is_running = False
+    except DaemonRefused:
+        is_running = True
+    found = [finding.plain() for finding in check_home(home, is_running=is_running)]
+    if as_json:
+        click.echo(json.dumps({"running": is_running, "findings": found}, indent=2))
+    else:
+        tables.show(tables.findings_parts(found))
+    if any(one["severity"] == "error" for one in found):
+        sys.exit(EXIT_FAILED)
 
 
 @moed.group()

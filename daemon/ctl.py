@@ -151,7 +151,8 @@ def doctor(target: Target, as_json: bool) -> None:
     """
     answer = target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/doctor")
     emit(answer, as_json, "doctor")
-    if not answer["contacts"] or answer["udp"] is False or answer["tcp"] is False:
+    is_wrong = any(one["severity"] == "error" for one in answer["findings"])
+    if is_wrong or not answer["contacts"] or answer["udp"] is False or answer["tcp"] is False:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 

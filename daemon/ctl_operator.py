@@ -171,7 +171,11 @@ def top(target: Target, interval_s: float, once: bool, svg: Path | None, as_json
 
         print_json(asdict(top_view.look(client)))
     elif svg is not None:
-        svg.write_text(top_view.draw_svg(top_view.look(client)))
+        import time
+
+        before = top_view.look(client)
+        time.sleep(interval_s)  # rates are between two looks
+        svg.write_text(top_view.draw_svg(top_view.look(client), before))
     elif once or not sys.stdout.isatty():
         top_view.print_once(top_view.look(client))
     else:

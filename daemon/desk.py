@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from .control.api import ControlRefused
 from .errors import ConfigError
+from .findings import judge_running
 from .settings import Settings
 from .sql_view import SqlRefused, run_sql
 from .tables import settings_answer
@@ -51,6 +52,12 @@ class OperatorDesk:
     def resources(self) -> dict[str, Any]:
         """What the daemon takes of its machine, beside its limits."""
         return self._resources()
+
+    def judge(self, health: dict[str, Any], status: dict[str, Any], dropped: Mapping[str, int]) -> list[dict[str, str]]:
+        """What is wrong with the running node, by what it and its peers say."""
+        bootstraps = len(self._settings.config.node.bootstrap)
+        found = judge_running(health, status, self._resources(), dropped, bootstraps)
+        return [finding.plain() for finding in found]
 
     async def sql(self, query: str, registry: CollectorRegistry) -> dict[str, Any]:
         """Answer one SELECT. Raises `ControlRefused`."""

@@ -14,6 +14,7 @@ The tree:
     ├── StoreError                  the chain database
     │   ├── StoreFailed             the disk refused: full, read-only, gone
     │   └── StoreCorrupt            what is on the disk is not what was written
+    ├── TooFewFiles                 the process may not open enough files
     ├── LimitReached                memory or disk is over what the configuration allows, or the disk is nearly full
     ├── ChainFileError              an exported chain or a proof that is none, was changed, or is another network's
     ├── SimulationFailed            a simulated network broke a promise: a bug, and how to see it again
@@ -34,6 +35,8 @@ class NodeError(Exception):
     """Base of what the operator gets to read. ``message`` names the thing, ``remedy`` says what to do about it."""
 
     exit_code = EXIT_FAILED
+    code = "failed"
+    """The short stable name of what is wrong; docs/faults.md lists them."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
@@ -48,27 +51,39 @@ class NodeError(Exception):
 class ConfigError(NodeError):
     """The configuration or the command line asks for something that cannot be; correct it and start again."""
 
+    code = "bad_config"
+
     exit_code = EXIT_USAGE
 
 
 class KeyFileError(NodeError):
     """The work key cannot be used as it lies there; nothing was started or signed."""
 
+    code = "bad_key"
+
 
 class GenesisError(NodeError):
     """The genesis file is not there, is none, or does not belong to the chain in this home."""
+
+    code = "bad_genesis"
 
 
 class PortTaken(NodeError):
     """Another process listens on the port; choose another or stop that process."""
 
+    code = "port_taken"
+
 
 class SocketError(NodeError):
     """The control socket cannot be made: no such folder, no permission, or something else lies there."""
 
+    code = "no_socket"
+
 
 class AlreadyRunning(SocketError):
     """Another daemon answered on the control socket; two would fight over one chain database."""
+
+    code = "already_running"
 
 
 class DaemonUnreachable(NodeError):
@@ -89,21 +104,35 @@ class DaemonRefused(NodeError):
 class StoreError(NodeError):
     """The chain database cannot be used; nothing that was acknowledged is lost by stopping now."""
 
+    code = "store_failed"
+
 
 class StoreFailed(StoreError):
     """The disk refused a read or a write; mend the disk and start again."""
 
+    code = "store_failed"
+
 
 class StoreCorrupt(StoreError):
     """What is stored is not what was written; restore the file or sync from peers."""
+
+    code = "store_corrupt"
 
 
 class ChainFileError(NodeError):
     """A file with blocks or a proof is not what it should be; get it again, or from somebody else."""
 
 
+class TooFewFiles(NodeError):
+    """The process may open so few files that a node cannot run; nothing was started."""
+
+    code = "too_few_files"
+
+
 class LimitReached(NodeError):
     """The daemon takes more than it may; it stops in order, and a service manager starts it again."""
+
+    code = "limit_reached"
 
 
 class SimulationFailed(NodeError):
@@ -112,6 +141,8 @@ class SimulationFailed(NodeError):
 
 class ServiceEnded(NodeError):
     """A service that must run until it is cancelled returned: a bug, so the whole daemon stops and is restarted."""
+
+    code = "service_ended"
 
     def __init__(self, name: str) -> None:
         super().__init__(f"the service {name!r} ended by itself", "this is a bug: please report it with the log")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import resource
 import socket as stdlib_socket
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,8 @@ from .control.server import ControlServer
 from .desk import OperatorDesk
 from .dht_view import DhtView
 from .discovery import Discovery
-from .errors import ConfigError, NodeError, PortTaken
+from .errors import ConfigError, NodeError, PortTaken, TooFewFiles
+from .findings import check_files
 from .home import Home
 from .journal import FileJournal
 from .keystore import hold_identity
@@ -69,12 +71,30 @@ def run_node(config: Config, overrides: Mapping[str, Any] | None = None) -> None
     Raises a `NodeError` for what the operator must mend.
     """
     logs = configure_logging(config.log.level, config.log.format)
+    try:
+        _run(config, overrides, logs)
+    except NodeError as error:
+        logger.critical("node.failed", code=error.code, reason=error.message, remedy=error.remedy)
+        raise
+
+
+def _run(config: Config, overrides: Mapping[str, Any] | None, logs: Logs) -> None:
+    _open_enough_files()
     # The key's lock makes one daemon of one home, so nothing below has to ask whether it is alone.
     with hold_identity(Home(config.home).key) as identity:
         try:
             trio.run(Node(Settings(config, overrides), identity, logs).run)
         except* NodeError as group:
             raise _first(group) from None
+
+
+def _open_enough_files() -> None:
+    """Take as many descriptors as the system gives: each session needs one. Raises `TooFewFiles`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for finding in check_files():
+        raise TooFewFiles(finding.cause, finding.remedy)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:

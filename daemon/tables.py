@@ -403,8 +403,17 @@ def doctor_parts(health: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
             "TCP": words[health["tcp"]],
             "asked": _counted(health["dial_votes"], "peer"),
             "takes part as": "client" if health["is_client"] else "full node",
-        }
+        },
+        *findings_parts(health["findings"]),
     ]
+
+
+def findings_parts(findings: Sequence[Mapping[str, str]]) -> list[Table | Mapping[str, str]]:
+    """What `doctor` found."""
+    if not findings:
+        return [{"findings": "nothing is wrong"}]
+    rows = [[one["severity"], one["code"], one["cause"], one["remedy"]] for one in findings]
+    return [Table(_counted(len(rows), "finding"), ("", "code", "cause", "remedy"), rows)]
 
 
 def route_parts(route: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:

@@ -21,7 +21,7 @@ from .client import Client
 from .errors import DaemonRefused, DaemonUnreachable
 from .tables import clean, credits_of, duration, log_text, percent, rate, short, size
 
-WIDTH, HEIGHT = 118, 40
+WIDTH, HEIGHT = 118, 34
 EVENTS_SHOWN = 8
 _BAR_CHARS = 18
 _NEAR, _FULL = 0.7, 0.9
@@ -49,7 +49,7 @@ def look(client: Client) -> Look:
         client.get("/v1/peers"),
         client.get("/v1/experts"),
         client.get("/v1/rankings"),
-        client.get("/v1/events", {"tail": EVENTS_SHOWN})["events"],
+        client.get("/v1/events", {"tail": EVENTS_SHOWN, "level": "info"})["events"],
     )
 
 
@@ -92,7 +92,7 @@ def screen(now: Look, before: Look | None) -> RenderableType:
     )
     layout["middle"].split_row(Layout(name="left", ratio=5), Layout(name="right", ratio=6))
     layout["left"].split_column(
-        Layout(Panel(_resources(now, before), title="this machine", title_align="left"), size=12),
+        Layout(Panel(_resources(now, before), title="this machine", title_align="left"), size=10),
         Layout(Panel(_peers(now.peers), title=f"peers ({len(now.peers)})", title_align="left")),
     )
     layout["right"].split_column(
@@ -193,7 +193,7 @@ def _ranking_title(rankings: Mapping[str, Any]) -> str:
 
 
 def _ranking(rankings: Mapping[str, Any]) -> RenderableType:
-    table = _table(">uid", "domain", ">incentive", "", ">paid")
+    table = _table(">uid", "domain", ">incentive", "", ">credits")
     top = max((miner["incentive"] for miner in rankings["miners"]), default=0.0)
     for miner in rankings["miners"]:
         bar = ProgressBar(total=top or 1.0, completed=miner["incentive"], width=_BAR_CHARS, complete_style="cyan")

@@ -423,6 +423,15 @@ class DhtLookupAnswer(_Answer, frozen=True, kw_only=True):
     took_ms: float
 
 
+class FindingRow(_Answer, frozen=True, kw_only=True):
+    """One thing that is wrong: a stable code, its cause, the remedy."""
+
+    code: str
+    severity: Literal["error", "warning"]
+    cause: str
+    remedy: str
+
+
 class DoctorAnswer(_Answer, frozen=True, kw_only=True):
     """How others reach this node; ``udp`` and ``tcp`` are null where nobody could be asked."""
 
@@ -435,6 +444,7 @@ class DoctorAnswer(_Answer, frozen=True, kw_only=True):
     tcp: bool | None
     dial_votes: int
     is_client: bool
+    findings: list[FindingRow]
 
 
 class StopAnswer(_Answer, frozen=True, kw_only=True):

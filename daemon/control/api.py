@@ -114,6 +114,10 @@ class Desk(Protocol):
 
     def resources(self) -> dict[str, Any]: ...
 
+    def judge(
+        self, health: dict[str, Any], status: dict[str, Any], dropped: Mapping[str, int]
+    ) -> list[dict[str, str]]: ...
+
     async def sql(self, query: str, registry: CollectorRegistry) -> dict[str, Any]: ...
 
 

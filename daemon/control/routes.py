@@ -65,7 +65,10 @@ async def _dht_lookup(services: Services, ask: Ask) -> Answer:
 
 
 async def _doctor(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.doctor())
+    health = await services.plane.doctor()
+    table = await services.plane.dht_table()
+    found = services.desk.judge(health, await services.plane.status(), table["dropped"])
+    return json_body({**health, "findings": found})
 
 
 async def _route(services: Services, ask: Ask) -> Answer:

@@ -1,0 +1,64 @@
+"""Every command that the pages for operators and developers show is run against a real daemon."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.daemons import ENVIRONMENT, ROOT, Daemon, make_network, running
+
+PAGES = ("operator.md", "application.md")
+NEEDS_A_MODEL = ("/v1/completions",)
+NEEDS_AN_EPOCH = ("why reward",)
+NOT_SOUND = ("moectl doctor",)
+"""A node that is alone in its network knows nobody, and its doctor says so."""
+
+
+def commands() -> list[str]:
+    """Each line of each shell block."""
+    return [
+        line
+        for page in PAGES
+        for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A node of a network of one, with a few blocks."""
+    (daemon,) = make_network(tmp_path_factory.mktemp("pages"), (1,))
+    with running(daemon):
+        daemon.wait_height(2)
+        yield daemon
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_documented_command_works(daemon: Daemon, command: str, tmp_path: Path) -> None:
+    """It exits with 0, or with 1 and words where a lone follower cannot have what is asked for."""
+    if command.startswith("curl") and shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, module in (("moed", "moed.daemon.cli"), ("moectl", "moed.daemon.ctl")):
+        (tools / name).write_text(f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n')
+        (tools / name).chmod(0o755)
+    environment = {
+        **ENVIRONMENT, "PATH": f"{tools}:{ENVIRONMENT['PATH']}", "MOED_SOCKET": str(daemon.home.folder / "moed.sock"),
+    }  # fmt: skip
+    line = command.replace("~/.moed", str(daemon.home.folder))
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    if any(word in command for word in (*NEEDS_AN_EPOCH, *NOT_SOUND)):
+        assert done.returncode in (0, 1), done.stderr
+        assert done.stdout + done.stderr
+    elif any(word in command for word in NEEDS_A_MODEL):
+        assert '"code":"no_validator"' in done.stdout
+    else:
+        assert done.returncode == 0, done.stdout + done.stderr
