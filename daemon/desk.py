@@ -59,10 +59,17 @@ class OperatorDesk:
         found = judge_running(health, status, self._resources(), dropped, bootstraps)
         return [finding.plain() for finding in found]
 
+    @property
+    def questions(self) -> int:
+        """SQL questions that threads are at now, also those for which nobody waits any more."""
+        return self._threads.borrowed_tokens
+
     async def sql(self, query: str, registry: CollectorRegistry) -> dict[str, Any]:
-        """Answer one SELECT. Raises `ControlRefused`."""
+        """Answer one SELECT. Raises `ControlRefused`. Who stops waiting leaves the thread to its own time limit."""
         try:
-            return await trio.to_thread.run_sync(run_sql, self._database, registry, query, limiter=self._threads)
+            return await trio.to_thread.run_sync(
+                run_sql, self._database, registry, query, limiter=self._threads, abandon_on_cancel=True
+            )
         except SqlRefused as error:
             remedy = "see `moectl sql --tables` for what there is"
             raise ControlRefused(400, "bad_sql", str(error), remedy) from error

@@ -29,7 +29,10 @@ MAX_ROWS = 10_000
 MAX_VALUE_BYTES = 256 << 10  # over every record; a block is larger, but is read on the side and never a value
 MAX_COLUMNS = 64  # times the longest value is what one row may take
 MAX_ANSWER_BYTES = 16 << 20
-_STEPS_BETWEEN_CHECKS = 2_000
+# The clock is asked between steps, and one step may call a function that goes over a long value for each place of
+# another: so there are few of them, and both values and patterns are short.
+_STEPS_BETWEEN_CHECKS = 50
+_MAX_PATTERN_BYTES = 128
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 # The file holds more: among its notes is what a validator has hidden and not yet shown.
 _READABLE = frozenset({"blocks", "epochs", "state", "receipts", "peers"})
@@ -130,6 +133,7 @@ def _open(database: Path, registry: CollectorRegistry, blocks: sqlite3.Connectio
         db.executemany("INSERT INTO temp.tables VALUES (?, ?)", ((name, ", ".join(TABLES[name])) for name in TABLES))
         db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         db.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, MAX_COLUMNS)
+        db.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _MAX_PATTERN_BYTES)
         db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 1)
     except sqlite3.Error:
         db.close()

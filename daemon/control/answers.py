@@ -70,7 +70,7 @@ class EventsQuestion(_Question, frozen=True, kw_only=True):
 class SqlQuestion(_Question, frozen=True, kw_only=True):
     """One SELECT over the tables of the node; `daemon.sql_view.TABLES` has them, and so has ``moectl sql --tables``."""
 
-    query: Annotated[str, Meta(min_length=1, max_length=65536)]
+    query: Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class SettingQuestion(_Question, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -25,7 +26,7 @@ from moed.protocol.codec import decode_item, read_head
 from moed.protocol.receipts import CallReceipt, ReceiptSheet, claim_sheet
 from moed.protocol.tensors import plain_array, read_tensor, wire_tensor
 from support.chains import key, make_genesis
-from support.control_plane import SmallNode, daemon_thread
+from support.control_plane import SmallNode, daemon_thread, logs_in_memory, small_desk
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,31 @@ def test_a_block_longer_than_a_value_is_read_all_the_same(client: Client, monkey
     with pytest.raises(DaemonRefused, match="a value is over 128 bytes"):
         select(client, "select block from chain.blocks")
     assert select(client, "select * from blocks") == whole
+
+
+def test_long_patterns_are_refused(client: Client) -> None:
+    """Matching one takes the product of both lengths, in a single step that nothing can break off."""
+    assert select(client, f"select '{'a' * 200}' like '%{'a' * 100}%'") == [[1]]
+    for operator, wildcard in (("like", "%"), ("glob", "*")):
+        with pytest.raises(DaemonRefused, match="pattern too complex"):
+            select(client, f"select '{'a' * 200}' {operator} '{wildcard}{'a' * 200}{wildcard}'")
+
+
+async def test_nobody_has_to_wait_for_a_slow_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop leaves a question's thread behind, and the thread ends at its own limit."""
+    monkeypatch.setattr("moed.daemon.sql_view.MAX_SECONDS", 0.5)
+    with logs_in_memory() as logs:
+        desk = small_desk(SmallNode(logs), tmp_path)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(*) from n"
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.sql, endless, CollectorRegistry())
+            while not desk.questions:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert desk.questions == 1
+        while desk.questions:
+            await trio.lowlevel.checkpoint()
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
