@@ -7,8 +7,10 @@ from .errors import AlreadyRegistered, KeyInUse, NoFreeSlot, NotPermitted, NotRe
 from .params import ChainParams
 from .state import (
     TOTALS_KEY,
+    Account,
     Neuron,
     Overlay,
+    Pool,
     Position,
     Totals,
     change,
@@ -46,12 +48,14 @@ def register(
 ) -> None:
     """Give ``key`` a uid of ``owner``'s (empty: its own); ``payer`` burns the price.
 
-    Raises `AlreadyRegistered`, `TooManyRegistrations`, `NoFreeSlot` or `InsufficientBalance`.
+    Raises `AlreadyRegistered`, `NotPermitted`, `TooManyRegistrations`, `NoFreeSlot` or `InsufficientBalance`.
     """
     account, name = read_account(state, key), pool_of(state, key)
-    held = account.uid if account.uid is not None else read_pool(state, name).uid
+    pool = read_pool(state, name)
+    held = account.uid if account.uid is not None else pool.uid
     if held is not None:
         raise AlreadyRegistered("uid of the key, or of the stake behind it", None, held)
+    _check_last_owner(account, pool, owner, payer)
     totals = read_totals(state)
     limit = params.max_registrations_per_block
     if totals.registrations_in_block >= limit:
@@ -68,6 +72,18 @@ def register(
     state.put(neuron_key(uid), neuron)
     put_account(state, key, change(read_account(state, key), uid=uid))
     state.put(pool_key(name), change(read_pool(state, name), uid=uid))
+
+
+def _check_last_owner(account: Account, pool: Pool, owner: bytes, payer: bytes) -> None:
+    """Stake whose uid was given up gets a new one from the owner of that one alone.
+
+    A key that was replaced, perhaps because it was stolen, still stands for the pool, and would else bring it under
+    itself. A key that came by no rotation was the last to work for the uid: it may come back, for the same owner.
+    """
+    last = pool.last_owner
+    if last is None or payer == last or (account.pool is None and (owner == last or not pool.shares)):
+        return
+    raise NotPermitted("last owner of the stake behind the key", last.hex(), payer.hex())
 
 
 def _burn(state: Overlay, payer: bytes, totals: Totals, params: ChainParams, height: int) -> Totals:
@@ -93,7 +109,7 @@ def _prune(state: Overlay, params: ChainParams, height: int) -> int:
     gone = min(candidates, key=lambda neuron: (neuron.emission, neuron.registered_block, neuron.uid))
     name = pool_of(state, gone.key)
     put_account(state, gone.key, change(read_account(state, gone.key), uid=None))
-    state.put(pool_key(name), change(read_pool(state, name), uid=None))
+    state.put(pool_key(name), change(read_pool(state, name), uid=None, last_owner=gone.payee))
     for neuron in read_neurons(state):
         # what others said of the old holder must not pay the new one
         weights = tuple((uid, 0 if uid == gone.uid else weight) for uid, weight in neuron.weights)

@@ -39,6 +39,7 @@ class Pool(Record, frozen=True, kw_only=True):
     is leaving is owned the same way, and slashed alike until it is withdrawn. ``take_ppm`` is the part of dividends
     that goes to the uid's owner first (None is the network's default), last raised at ``take_raised``. ``seated`` is
     the last block at which this stake got a seat among the validators, ``punished`` the block of the last slash.
+    ``last_owner`` owned the uid that stood for this stake when that was given up.
     """
 
     stake: NonNegative = 0
@@ -50,6 +51,7 @@ class Pool(Record, frozen=True, kw_only=True):
     take_raised: NonNegative | None = None
     seated: NonNegative | None = None
     punished: NonNegative | None = None
+    last_owner: bytes | None = None
 
 
 class Leaving(Record, frozen=True, kw_only=True):

@@ -44,6 +44,7 @@ PARAMS = ChainParams(
     commit_reveal=False,
     fee_per_byte=0,
     max_uids=4,
+    max_registrations_per_block=100,
     immunity_period=0,
     min_burn=CREDIT,
     max_burn=100 * CREDIT,
@@ -291,3 +292,53 @@ def test_a_strangers_coin_stops_no_rotation() -> None:
     assert (book.balance(3), book.balance(21)) == (100 * CREDIT - 2, 1)
     rotate(book, 0, 21, 1)
     assert (book.uid(21), book.stake(21)) == (0, 60 * CREDIT)
+
+
+def test_a_replaced_key_does_not_take_the_stake_of_a_lost_uid() -> None:
+    """The owner replaced a stolen key and the uid was given up: only that owner brings the stake under a uid again."""
+    book, stolen, thief = ledger(), FRESH, 4
+    book.send(OWNER, Sponsor(key=key(stolen).public_key, consent=consent(book, stolen, OWNER)))
+    rotate(book, 2, 21, OWNER)
+    book.send(3, Delegate(to=key(21).public_key, amount=50 * CREDIT))
+    book.send(22, Register())
+    book.send(3, Register())
+    assert (book.uid(21), book.uid(3), book.stake(stolen)) == (None, 2, 50 * CREDIT)
+    for number in (stolen, 21):
+        book.send(thief, Transfer(to=key(number).public_key, amount=10 * CREDIT))
+        for owner in (None, key(OWNER).public_key):
+            with pytest.raises(NotPermitted):
+                book.send(number, Register(owner=owner))
+        with pytest.raises(NotPermitted):
+            book.send(thief, Sponsor(key=key(number).public_key, consent=consent(book, number, thief)))
+    book.send(OWNER, Sponsor(key=key(21).public_key, consent=consent(book, 21, OWNER)))
+    uid = book.uid(21)
+    assert uid is not None
+    assert (book.neuron(uid).payee, book.stake(21)) == (key(OWNER).public_key, 50 * CREDIT)
+
+
+def test_a_key_that_was_never_replaced_comes_back_by_itself() -> None:
+    """Without stake behind it for whom it likes, with stake only for the owner that it had."""
+    book, fresh, owner = ledger(), key(FRESH).public_key, key(OWNER).public_key
+    book.send(4, Transfer(to=fresh, amount=10 * CREDIT))
+    book.send(FRESH, Register(owner=owner))
+    push_out(book, range(30, 40))
+    book.send(FRESH, Register())
+    push_out(book, range(40, 50))
+    book.send(FRESH, Register(owner=owner))
+    push_out(book, range(50, 60))
+    book.send(3, Delegate(to=fresh, amount=CREDIT))
+    for other in (None, key(3).public_key):
+        with pytest.raises(NotPermitted):
+            book.send(FRESH, Register(owner=other))
+    book.send(FRESH, Register(owner=owner))
+    assert book.stake(FRESH) == CREDIT
+
+
+def push_out(book: Ledger, fresh: range) -> None:
+    """Let others register until the key ``FRESH`` has no uid."""
+    for number in fresh:
+        if book.uid(FRESH) is None:
+            break
+        book.height += 10  # back to the lowest price
+        book.send(4, Sponsor(key=key(number).public_key, consent=consent(book, number, 4)))
+    assert book.uid(FRESH) is None
