@@ -45,6 +45,8 @@ __all__ = [
     "Vote",
     "VoteKind",
     "check_commit",
+    "check_commit_is_for",
+    "check_signatures",
     "decode_block",
     "decode_commit",
     "proposal_payload",
@@ -180,9 +182,19 @@ def check_commit(commit: Commit, block: Header, validators: ValidatorSet, networ
     ``validators`` is the set that decided the block's height. Each signature is checked; a repeated or foreign
     validator makes the whole commit invalid.
     """
+    check_commit_is_for(commit, block)
+    return check_signatures(commit, validators, network_id)
+
+
+def check_commit_is_for(commit: Commit, block: Header) -> None:
+    """Raise `InvalidCommit` unless the commit names this block; who signed it is not checked."""
     if (commit.height, commit.block_hash) != (block.height, block.hash):
         wanted, got = (block.height, block.hash.hex()), (commit.height, commit.block_hash.hex())
         raise InvalidCommit("block that the commit is for", wanted, got)
+
+
+def check_signatures(commit: Commit, validators: ValidatorSet, network_id: bytes) -> int:
+    """The stake that signed whatever block a commit names, for who has not read that yet; else as `check_commit`."""
     keys = [entry.validator for entry in commit.signatures]
     if keys != sorted(set(keys)):
         raise InvalidCommit("validators of the commit", "each once, keys rising", len(keys))

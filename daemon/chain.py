@@ -354,21 +354,18 @@ class Chain:
         await fetched.done.wait()
 
     async def _take_batch(self, fetched: _Fetched) -> None:
-        """Follow final blocks from a peer; one that lies is cut off."""
-        for block, commit in fetched.batch.blocks:
-            if block.height != self.height + 1:
+        """Follow final blocks from a peer, one at a time; with the first that does not hold the peer is cut off."""
+        batch = fetched.batch
+        for height, (block, commit) in enumerate(batch.rows, start=batch.start):
+            if height != self.height + 1:
                 continue
             try:
-                self.head.check_final(block, commit)
-                executed = await self._judge.try_execute(block)
-            except RuleBroken as error:
-                executed = error
-            if isinstance(executed, RuleBroken):
-                peer = fetched.batch.peer
-                logger.warning("chain.sync_refused", peer=peer.node_id.hex(), reason=str(executed))
-                peer.drop()
+                executed, checked = await self._judge.read_final(block, commit)
+            except (RuleBroken, RemoteProtocolError) as error:
+                logger.warning("chain.sync_refused", peer=batch.peer.node_id.hex(), reason=str(error))
+                batch.peer.drop()
                 break
-            await self._commit(executed, commit)
+            await self._commit(executed, checked)
         fetched.done.set()
 
     def _new_rounds(self) -> Rounds:

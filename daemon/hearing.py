@@ -22,6 +22,7 @@ from moed.protocol.codec import Record, convert_record, decode_record, encode_re
 from moed.protocol.identity import NodeId
 
 from .gossip import Gossip, Session
+from .judging import SMALL_BYTES
 from .network.calls import Call, Handler, Refused, Reply
 from .sync import RunBlocking, Sync
 
@@ -29,11 +30,11 @@ logger = structlog.get_logger()
 
 MAX_TRANSACTIONS_HEARD = 1_024
 """Transactions in one notice."""
+ANSWER_PAUSE_S = 0.4
+"""A peer that says what it holds more often than this is not answered each time."""
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 """Messages for the next height that are kept until we get there; all are of validators."""
-SMALL_BYTES = 1 << 16
-"""A message of no more is parsed at once, a longer one where it holds nobody up."""
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -68,6 +69,7 @@ class Hearing:
         self._deliver = deliver
         self._run_blocking = run_blocking
         self.early: list[Heard] = []
+        self._answered: dict[NodeId, float] = {}
         self._early_bytes = 0
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -118,13 +120,22 @@ class Hearing:
         self._sync.hear(peer.node_id, summary.height - 1)
         if summary.height < self._rounds().height:
             await self._gossip().tell([peer], "chain.status", status_of(self._head))
-        elif summary.height == self._rounds().height:
+        elif summary.height == self._rounds().height and self._may_answer(peer.node_id):
             proposals, votes = lacking(self._rounds(), summary)
             for proposal in proposals:
                 await self._gossip().tell([peer], "chain.proposal", encode_record(proposal))
             for vote in votes:
                 await self._gossip().tell([peer], "chain.vote", encode_record(vote))
         return Reply(None)
+
+    def _may_answer(self, node_id: NodeId) -> bool:
+        """Whether a peer may be given what it lacks now: a short question makes a long answer, so not too often."""
+        now_s = trio.current_time()
+        self._answered = {peer: at for peer, at in self._answered.items() if at > now_s - ANSWER_PAUSE_S}
+        if node_id in self._answered:
+            return False
+        self._answered[node_id] = now_s
+        return True
 
     async def _take_transactions(self, call: Call) -> Reply:
         if not isinstance(call.body, list) or len(call.body) > MAX_TRANSACTIONS_HEARD:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import structlog
 
-from moed.consensus.blocks import Block, Proposal, Vote
+from moed.consensus.blocks import (
+    Block,
+    Commit,
+    Proposal,
+    Vote,
+    check_commit_is_for,
+    check_signatures,
+    decode_block,
+    decode_commit,
+)
 from moed.consensus.effects import Equivocation
 from moed.consensus.errors import RuleBroken
 from moed.consensus.evidence import Evidence, double_proposal, double_vote
@@ -17,6 +26,8 @@ logger = structlog.get_logger()
 
 FEW_TRANSACTIONS = 8
 """A block of so few is executed at once: that takes less than the way to a thread and back."""
+SMALL_BYTES = 1 << 16
+"""A message of no more is parsed at once, a longer one where it holds nobody up."""
 
 
 class Judge:
@@ -46,6 +57,29 @@ class Judge:
             return self._execute(block)
         outcome: Executed | RuleBroken = await self._run_blocking(self._execute, block)
         return outcome
+
+    async def read_final(self, encoded_block: bytes, encoded_commit: bytes) -> tuple[Executed, Commit]:
+        """What the next block does, if it is the one that its commit makes final. Raises `RuleBroken` or `Malformed`.
+
+        The signatures come first: without the stake behind it, no block is worth the time to read it.
+        """
+        is_small = len(encoded_block) + len(encoded_commit) <= SMALL_BYTES
+        block, commit = (
+            self._parse_final(encoded_block, encoded_commit)
+            if is_small
+            else await self._run_blocking(self._parse_final, encoded_block, encoded_commit)
+        )
+        outcome = await self.try_execute(block)
+        if isinstance(outcome, RuleBroken):
+            raise outcome
+        return outcome, commit
+
+    def _parse_final(self, encoded_block: bytes, encoded_commit: bytes) -> tuple[Block, Commit]:
+        commit = decode_commit(encoded_commit)
+        check_signatures(commit, self._head.validators, self._head.network_id)
+        block = decode_block(encoded_block)
+        check_commit_is_for(commit, block.header)
+        return block, commit
 
     def holds(self, block: Block) -> bool:
         """Whether a block under vote breaks no rule; what it does is kept for when it is decided."""

@@ -9,9 +9,9 @@ from typing import Any
 import structlog
 import trio
 
-from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Block, Commit, decode_block, decode_commit
+from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
 from moed.protocol.codec import Record, convert_record
-from moed.protocol.errors import RemoteProtocolError
+from moed.protocol.errors import Malformed, RemoteProtocolError, TooLarge
 from moed.protocol.identity import NodeId
 
 from .gossip import Session, Sessions
@@ -31,6 +31,8 @@ SYNC_DEADLINE_S = 10.0
 SYNC_PAUSE_S = 0.1
 """Pause after a fetch that brought nothing: who claims a height again and again does not keep us busy."""
 LOOK_S = 5.0
+MAX_ANSWER_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
+"""Blocks and commits in one answer: a peer gives one row whatever its size, and more only up to half of this."""
 MAX_READERS = 2
 """Requests for blocks that read the store at one time; it is shared with the one who writes blocks."""
 MAX_FAILURES_KEPT = 1_024
@@ -49,17 +51,16 @@ class BlocksRequest(Record, frozen=True, kw_only=True):
     limit: int
 
 
-class _BlockRows(Record, frozen=True, kw_only=True):
-    rows: tuple[tuple[bytes, bytes], ...]
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Final blocks that a peer gave us, lowest first, with their commits; nothing of it is believed yet."""
+    """Final blocks that a peer gave us, lowest first, with their commits: bytes, not even parsed yet.
+
+    A block is worth reading only when the stake of its height stands behind its commit.
+    """
 
     peer: Session
     start: int
-    blocks: list[tuple[Block, Commit]]
+    rows: list[tuple[bytes, bytes]]
 
 
 class Sync:
@@ -159,7 +160,7 @@ class Sync:
             before = self._height()
             if start != before + 1:
                 return True
-            if batches[start].blocks:
+            if batches[start].rows:
                 await self._take(batches[start])
             if self._height() == before:
                 self._note_failure(peer)
@@ -167,14 +168,19 @@ class Sync:
             self._failures.pop(peer.node_id, None)
         return True
 
-    async def _ask(self, peer: Session, start: int) -> list[tuple[Block, Commit]]:
-        """One peer's blocks from ``start`` on; none if it gives none that parse."""
+    async def _ask(self, peer: Session, start: int) -> list[tuple[bytes, bytes]]:
+        """One peer's blocks from ``start`` on; none if it gives none. One that answers out of bounds is cut off."""
         request = {"start": start, "limit": SYNC_BATCH}
         try:
             reply = await peer.call("chain.blocks", request, deadline_s=SYNC_DEADLINE_S)
-            return _parse_blocks(reply.body)
-        except (CallError, RemoteProtocolError) as error:
+        except CallError as error:
             logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
+            return []
+        try:
+            return _check_rows(reply.body)
+        except RemoteProtocolError as error:
+            logger.warning("chain.sync_refused", peer=peer.node_id.hex(), reason=str(error))
+            peer.drop()
             return []
 
     def _note_failure(self, peer: Session) -> None:
@@ -184,7 +190,18 @@ class Sync:
         self._failures[peer.node_id] = self._failures.get(peer.node_id, 0) + 1
 
 
-def _parse_blocks(body: Any) -> list[tuple[Block, Commit]]:
-    """The blocks of an answer. Raises `Malformed` or `TooLarge`."""
-    rows = convert_record({"rows": body}, _BlockRows).rows
-    return [(decode_block(block), decode_commit(commit)) for block, commit in rows]
+def _check_rows(body: Any) -> list[tuple[bytes, bytes]]:
+    """The rows of an answer, which cost no more than their number to check. Raises `Malformed` or `TooLarge`."""
+    if not isinstance(body, list) or len(body) > SYNC_BATCH:
+        raise Malformed(f"blocks travel as a list of at most {SYNC_BATCH}")
+    rows: list[tuple[bytes, bytes]] = []
+    size = 0
+    for row in body:
+        if not isinstance(row, list) or len(row) != 2 or not all(isinstance(part, bytes) for part in row):
+            raise Malformed("a block travels as its bytes and those of its commit")
+        block, commit = row
+        size += len(block) + len(commit)
+        rows.append((block, commit))
+    if size > MAX_ANSWER_BYTES:
+        raise TooLarge("answer with blocks", size, MAX_ANSWER_BYTES)
+    return rows

@@ -193,6 +193,29 @@ async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> Non
                 await late.chain.wait_height(20)
 
 
+async def test_good_blocks_before_a_bad_one_are_kept(tmp_path: Path) -> None:
+    """Blocks are read one at a time: those before the first that does not hold are final, and then the peer goes."""
+    ahead = Head.at_genesis(GENESIS)
+    blocks = [grow(ahead, [key(1), key(2)]) for _ in range(3)]
+    rows = [[encode_record(block), encode_record(sign_commit(GENESIS, block, [key(1), key(2)]))] for block in blocks]
+    rows[2][0] = rows[0][0]  # a commit that holds, behind another block
+
+    async def give(_: Call) -> Reply:
+        return Reply([*rows, [b"not a block", b"nor a commit"]])
+
+    async with (
+        run_chain(tmp_path / "b", key(50), signs=False) as late,
+        run_liar({**DEAF, "chain.blocks": give}) as (liar, _),
+    ):
+        session = await liar.connect(late.address, None, timeout_s=5)
+        await session.notify("chain.status", {"height": 1_000})
+        with trio.fail_after(PATIENCE_S):
+            await late.chain.wait_height(2)
+            while late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
+                await trio.sleep(0.01)
+        assert late.chain.height == 2
+
+
 async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: Path) -> None:
     """An empty answer to the claim of a great height is not asked for again and again."""
     questions = 0
@@ -370,3 +393,37 @@ async def test_who_signs_twice_is_slashed(tmp_path: Path) -> None:
                         await session.notify("chain.vote", encode_record(vote))
                     await one.chain.wait_block()
         assert stake_behind(one.chain.head.state, key(2).public_key) < before
+
+
+async def test_who_asks_again_and_again_is_answered_now_and_then(tmp_path: Path) -> None:
+    """A summary is short and what it lacks may be long: a burst of them gets one answer, and a status all the same."""
+    answers = 0
+    is_answered, is_over = trio.Event(), trio.Event()
+
+    async def count(_: Call) -> Reply:
+        nonlocal answers
+        answers += 1
+        is_answered.set()
+        return Reply(None)
+
+    async def note_status(call: Call) -> Reply:
+        if is_answered.is_set():
+            is_over.set()
+        return Reply(None)
+
+    async with (
+        run_chain(tmp_path / "a", key(1)) as one,
+        run_liar({**DEAF, "chain.vote": count, "chain.status": note_status}) as (peer, _),
+    ):
+        with trio.fail_after(PATIENCE_S):
+            while not one.chain._rounds.news()[1]:  # noqa: ASYNC110  # its own vote, with no event
+                await trio.sleep(0.01)
+            session = await peer.connect(one.address, None, timeout_s=5)
+            held = len(one.chain._rounds.news()[1])
+            for _ in range(100):
+                await session.notify("chain.have", {"height": 1, "proposals": [], "votes": []})
+            await is_answered.wait()
+            await session.notify("chain.have", {"height": 0 + 1, "proposals": [], "votes": []})
+            await one.chain.greet(one.peers.connected()[0])
+            await is_over.wait()
+        assert held <= answers <= 3 * (held + 1)

@@ -1,0 +1,91 @@
+"""Catching up trusts no answer: it is bounded, handed on as bytes, and ends the session where it is out of shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
+from moed.daemon.network.calls import Reply
+from moed.daemon.network.peers import Priority
+from moed.daemon.store import Store
+from moed.daemon.sync import SYNC_BATCH, Batch, Sync
+from moed.protocol.identity import NodeId
+from support.chains import key, make_genesis
+
+ROW = [b"not even a block", b"nor its commit"]
+
+
+class Answering:
+    """A session of a peer that is ahead and always gives the same answer."""
+
+    def __init__(self, body: object) -> None:
+        self.body = body
+        self.is_dropped = trio.Event()
+
+    @property
+    def node_id(self) -> NodeId:
+        return key(66).node_id
+
+    async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
+        await trio.lowlevel.checkpoint()
+        return Reply(self.body)
+
+    async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
+        raise AssertionError("a sync asks and tells nothing")
+
+    def drop(self) -> None:
+        self.is_dropped.set()
+
+    def connected(self) -> list[Answering]:
+        return [] if self.is_dropped.is_set() else [self]
+
+
+async def follow(tmp_path: Path, peer: Answering, until: trio.Event, taken: list[Batch]) -> None:
+    """Catch up with one peer until something happened; ``taken`` then holds what was handed over."""
+
+    async def take(batch: Batch) -> None:
+        taken.append(batch)
+        if not until.is_set():
+            until.set()
+        await trio.sleep_forever()
+
+    with Store(tmp_path / "chain.db", make_genesis()) as store:
+        sync = Sync(store, height=lambda: 0, take=take, run_blocking=trio.to_thread.run_sync)
+        sync.hear(peer.node_id, 1_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sync.run, peer)
+            with trio.fail_after(30):
+                await until.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_is_handed_on_unread(tmp_path: Path) -> None:
+    """No row is parsed before it is its turn to be checked: one bad one must not cost the time of all."""
+    taken: list[Batch] = []
+    await follow(tmp_path, Answering([ROW] * SYNC_BATCH), trio.Event(), taken)
+    assert [(batch.start, batch.rows) for batch in taken] == [(1, [(ROW[0], ROW[1])] * SYNC_BATCH)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        b"rows",
+        [ROW] * (SYNC_BATCH + 1),
+        [[b"a block alone"]],
+        [[*ROW, b"something else"]],
+        [["text", "text"]],
+        [7],
+        [[bytes(MAX_BLOCK_RECORD_BYTES), b""]] * 2 + [ROW],
+    ],
+    ids=["nothing", "bytes", "too many", "one part", "three parts", "text", "a number", "too long"],
+)
+async def test_an_answer_out_of_bounds_ends_the_session(tmp_path: Path, body: object) -> None:
+    """More rows or bytes than an honest peer gives, or no rows at all: nothing of it is read, and the peer is gone."""
+    taken: list[Batch] = []
+    peer = Answering(body)
+    await follow(tmp_path, peer, peer.is_dropped, taken)
+    assert taken == []
