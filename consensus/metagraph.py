@@ -139,13 +139,17 @@ def _pay(state: Overlay, neurons: list[Neuron], result: EpochResult, params: Cha
 
 
 def _seat(state: Overlay, height: int) -> None:
-    """The validators of the next epoch: whoever holds a permit and stake now. An empty set would end the chain."""
+    """The validators of the next epoch: whoever holds a permit and stake now.
+
+    An empty set would end the chain, so where that is nobody the old ones go on; they answer for what they sign too.
+    """
     powers: dict[bytes, int] = {}
     for neuron in read_neurons(state):
-        name = pool_of(state, neuron.key)
-        pool = read_pool(state, name)
-        if neuron.has_permit and pool.stake > 0:
-            powers[neuron.key] = pool.stake
-            state.put(pool_key(name), change(pool, seated=height))
+        stake = stake_behind(state, neuron.key)
+        if neuron.has_permit and stake > 0:
+            powers[neuron.key] = stake
     if powers:
         state.put(VALIDATORS_KEY, replace_members(read_validators(state), powers))
+    for member in read_validators(state).members:
+        name = pool_of(state, member.key)
+        state.put(pool_key(name), change(read_pool(state, name), seated=height))

@@ -16,7 +16,7 @@ from moed.consensus.errors import (
 from moed.consensus.evidence import DoubleVote, double_vote
 from moed.consensus.params import CREDIT, ChainParams
 from moed.consensus.staking import MAX_LEAVING, add_dividends
-from moed.consensus.state import read_totals, units_in
+from moed.consensus.state import read_totals, read_validators, units_in
 from moed.consensus.transactions import AddStake, Delegate, ReportEvidence, SetTake, Transfer, Undelegate, Withdraw
 from moed.protocol.errors import BadSignature
 from support.chains import key
@@ -230,3 +230,15 @@ def test_fees_and_slashes_are_paid_out_before_anything_is_minted() -> None:
     assert totals.supply - supply == pytest.approx(10 * CREDIT - fee - slashed, abs=10)
     book.base.apply(book.state.changes)
     assert units_in(book.base.records()) == totals.supply
+
+
+def test_who_goes_on_signing_for_want_of_others_answers_for_it() -> None:
+    """Where nobody is entitled to a seat the old validators keep theirs, and what they sign then can be punished."""
+    book = ledger(min_stake=1_000 * CREDIT)
+    book.close()
+    book.close()
+    assert [member.key for member in read_validators(book.state).members] == sorted(map(pool_key, (1, 2)))
+    assert not any(book.neuron(uid).has_permit for uid in (0, 1))
+    book.height = 25
+    book.send(4, ReportEvidence(evidence=offence(book, 1, 24)))
+    assert book.treasury == 3 * CREDIT
