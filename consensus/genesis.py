@@ -101,6 +101,10 @@ def _check(genesis: Genesis) -> None:
     supply = sum(account.balance + account.stake for account in genesis.accounts)
     if supply + minted > MAX_INTEGER:
         raise InvalidGenesis("units that will ever exist", f"at most {MAX_INTEGER}", supply + minted)
+    params = genesis.params
+    if params.unbonding_blocks <= params.tempo:
+        # stake could be gone before the epoch ends in which it signs
+        raise InvalidGenesis("unbonding_blocks", f"over the tempo of {params.tempo}", params.unbonding_blocks)
     if len(validators) > min(genesis.params.max_uids, genesis.params.max_allowed_validators):
         raise InvalidGenesis("validators of the genesis", "no more than the slots", len(validators))
 

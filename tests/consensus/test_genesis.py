@@ -48,6 +48,8 @@ def test_a_genesis_is_the_same_after_its_file() -> None:
         ("activity_cutoff", 2**64),
         ("created_ms", 2**64),
         ("tempo", 0),
+        ("tempo", GENESIS.params.unbonding_blocks),
+        ("unbonding_blocks", GENESIS.params.tempo),
         ("accounts", []),
         ("accounts", [account(1, stake=1)]),
         ("accounts", [account(1, stake=1, is_validator=True), account(1)]),
