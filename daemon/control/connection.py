@@ -84,10 +84,12 @@ class Connection:
                 )
         await self._linger()
 
-    async def refuse(self, refusal: ControlRefused) -> None:
+    async def refuse(self, refusal: ControlRefused, *, lingers: bool) -> None:
         """Answer whatever was asked with ``refusal``, without reading it. Raises `ClientGone`."""
-        await self._send_body(refusal_body(refusal))
-        await self._linger()
+        with trio.move_on_after(LINGER_S):
+            await self._send_body(refusal_body(refusal))
+        if lingers:
+            await self._linger()
 
     async def _serve_one(self) -> bool:
         """Read and answer one request; False when there is no next one."""

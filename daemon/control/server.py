@@ -7,8 +7,8 @@ import os
 import socket
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 64
 # Others can never take the last places, nor one of them all places, so an administrator always gets in.
 RESERVED_FOR_ADMIN = 8
 MAX_CONNECTIONS_PER_UID = 16
+MAX_REFUSALS = 32  # that wait for their callers to read them; they take no place, whoever makes them in whatever number
 
 
 class ControlServer:
@@ -55,6 +56,7 @@ class ControlServer:
         self._gate = DrainGate()
         self._open = 0
         self._open_by_uid: Counter[int] = Counter()
+        self._refusing = 0
 
     async def run(
         self, requests: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -80,26 +82,40 @@ class ControlServer:
             return
         access = self._rules.access_of(caller)
         connection = Connection(stream, caller, access, self._dispatcher, self._gate)
-        has_room = self._has_room(caller, access)
-        self._open += 1
-        self._open_by_uid[caller.uid] += 1
-        self._metrics.connection_opened()
         try:
-            if has_room:
-                await connection.run()
+            if self._has_room(caller, access):
+                with self._place(caller):
+                    await connection.run()
             else:
-                await connection.refuse(
-                    ControlRefused(503, "too_many_connections", "the socket has no free place", "try again later")
-                )
+                await self._refuse(connection)
         except* ClientGone:
             pass
         except* Exception as group:  # a bug here must not become a kill switch for the node
             logger.exception("connection.crashed", uid=caller.uid, exc_info=group)
         finally:
+            await trio.aclose_forcefully(stream)
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        self._open += 1
+        self._open_by_uid[caller.uid] += 1
+        self._metrics.connection_opened()
+        try:
+            yield
+        finally:
             self._open -= 1
             self._open_by_uid[caller.uid] -= 1
             self._metrics.connection_closed()
-            await trio.aclose_forcefully(stream)
+
+    async def _refuse(self, connection: Connection) -> None:
+        self._refusing += 1
+        try:
+            await connection.refuse(
+                ControlRefused(503, "too_many_connections", "the socket has no free place", "try again later"),
+                lingers=self._refusing <= MAX_REFUSALS,
+            )
+        finally:
+            self._refusing -= 1
 
     def _has_room(self, caller: Caller, access: Access) -> bool:
         if access is Access.ADMIN:

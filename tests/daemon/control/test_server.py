@@ -17,7 +17,7 @@ import trio.testing
 
 from moed.daemon.control import connection as connection_module
 from moed.daemon.control.api import MAX_HEAVY_REQUESTS
-from moed.daemon.control.server import MAX_CONNECTIONS, ControlServer, open_control_socket
+from moed.daemon.control.server import MAX_CONNECTIONS, MAX_REFUSALS, ControlServer, open_control_socket
 from moed.daemon.errors import AlreadyRunning, SocketError
 from moed.daemon.logs import Logs
 from support.control_plane import SmallNode, logs_in_memory, small_desk
@@ -187,6 +187,25 @@ async def test_connections_are_bounded(tmp_path: Path) -> None:
                     await held.enter_async_context(dialled(path, ""))
                 await trio.testing.wait_all_tasks_blocked()
                 assert code_of(parse(await exchange(path, STATUS_REQUEST))) == (503, "too_many_connections")
+            await trio.testing.wait_all_tasks_blocked()
+            await assert_answering(path)
+
+
+async def test_refused_connections_take_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many callers cling to their refusals, a place that is free again goes to the next one."""
+    monkeypatch.setattr(connection_module, "LINGER_S", 60.0)
+    path = tmp_path / "moed.sock"
+    with trio.fail_after(20):
+        async with serving(path), AsyncExitStack() as clinging:
+            async with AsyncExitStack() as held:
+                for _ in range(MAX_CONNECTIONS):
+                    await held.enter_async_context(dialled(path, ""))
+                await trio.testing.wait_all_tasks_blocked()
+                refused = [
+                    await clinging.enter_async_context(dialled(path, "")) for _ in range(MAX_CONNECTIONS + MAX_REFUSALS)
+                ]
+                for stream in refused:
+                    assert code_of(parse(await read_all(stream))) == (503, "too_many_connections")
             await trio.testing.wait_all_tasks_blocked()
             await assert_answering(path)
 
