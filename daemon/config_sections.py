@@ -155,6 +155,10 @@ class ValidatorSection(_Section, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(max_length=10_000, **_key("your own text to judge by: paths, relative to the home", "a list of paths")),
     ] = ()
+    locks: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")], ...],
+        Meta(max_length=64, **_key("your own tasks to judge by, beside the texts", 'a list of "package.module:make"')),
+    ] = ()
     top_k: Annotated[int, Meta(ge=1, le=64, **_key("miners that the gate asks for one input", "1 to 64"))] = 2
     batch_rows: Annotated[int, Meta(ge=1, le=4096, **_key("rows in one batch", "1 to 4096"))] = 12
     sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("bytes in one row", "2 to 65536"))] = 128

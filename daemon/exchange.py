@@ -6,7 +6,7 @@ the miner's own text go out with them. While the expert is new a validator's who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -30,21 +30,23 @@ QUESTION_DEADLINE_S = 20.0
 LOOK_AGAIN_S = 1.0
 
 
-class Exchange:
-    """The exchange of one expert; `run` asks for as long as the miner lives."""
+Teachers = Mapping[str, tuple[Peer, str]]
+"""Who can be asked: by name the peer, and the name of its expert there."""
 
-    def __init__(self, chain: Chain, peers: Peers, panel: Panel, study: Study, *, rows_per_minute: float) -> None:
-        self._chain = chain
-        self._peers = peers
-        self._panel = panel
+
+class Exchange:
+    """The exchange of one expert; `run` asks for as long as the miner lives. ``teachers`` tells who is there now."""
+
+    def __init__(self, study: Study, teachers: Callable[[], Teachers], *, rows_per_minute: float) -> None:
         self._study = study
+        self._teachers = teachers
         self._rows_per_minute = rows_per_minute
         self._told_teacher: str | None = None
 
     async def run(self) -> None:
         """Ask until cancelled, no more than the budget allows."""
         while True:
-            self._study.set_teachers(self.teachers())
+            self._study.set_teachers(self._teachers())
             question = self._study.question()
             if question is None:
                 await trio.sleep(LOOK_AGAIN_S)
@@ -54,23 +56,9 @@ class Exchange:
             self._tell()
             await trio.sleep_until(asked_s + len(question.rows) * 60 / self._rows_per_minute)
 
-    def teachers(self) -> Mapping[str, tuple[Peer, str]]:
-        """Who can be asked now: {name: (peer, name of the expert there)}."""
-        found: dict[str, tuple[Peer, str]] = {}
-        for uid, one in self._panel.candidates().items():
-            peer = self._peers.get(one.node_id)
-            if peer is not None:
-                found[f"uid {uid}"] = (peer, one.expert)
-        if self._study.trainer.steps < NEWCOMER_STEPS:
-            for neuron in read_neurons(self._chain.head.state):
-                peer = self._peers.get(neuron.node_id) if neuron.has_permit else None
-                if peer is not None:
-                    found[f"{MIXTURE} of uid {neuron.uid}"] = (peer, MIXTURE)
-        return found
-
     async def _ask(self, question: Question) -> Any:
         """The answer, or None: a question that cannot be asked any more has none either."""
-        place = self.teachers().get(question.teacher)
+        place = self._teachers().get(question.teacher)
         if place is None:
             return None
         peer, expert = place
@@ -103,3 +91,18 @@ class Exchange:
                 for name, one in self._study.records.items()
             },
         }
+
+
+def teachers_of(chain: Chain, peers: Peers, panel: Panel, study: Study) -> Teachers:
+    """The other miners that we have a session with, and the mixtures of validators while the expert is new."""
+    found: dict[str, tuple[Peer, str]] = {}
+    for uid, one in panel.candidates().items():
+        peer = peers.get(one.node_id)
+        if peer is not None:
+            found[f"uid {uid}"] = (peer, one.expert)
+    if study.trainer.steps < NEWCOMER_STEPS:
+        for neuron in read_neurons(chain.head.state):
+            peer = peers.get(neuron.node_id) if neuron.has_permit else None
+            if peer is not None:
+                found[f"{MIXTURE} of uid {neuron.uid}"] = (peer, MIXTURE)
+    return found

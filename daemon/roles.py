@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from moed.models.capacity import DeviceCapacity
     from moed.models.corpora import Corpus
     from moed.models.hosting import HostedExpert
+    from moed.models.locks import Lock
 
 logger = structlog.get_logger()
 
@@ -81,7 +83,7 @@ def _miner(node: Surroundings) -> Role:
     from moed.models.capacity import measure_devices, measure_expert
 
     from .asking import Panel
-    from .exchange import Exchange
+    from .exchange import Exchange, teachers_of
     from .miner import Miner
     from .runtime import Runtime, RuntimeConfig
 
@@ -97,7 +99,11 @@ def _miner(node: Surroundings) -> Role:
     panel = Panel(node.chain, node.peers, node.discovery, node.identity.public_key)
     budgets = {section.name: section.exchange_rows_per_minute for section in node.config.experts}
     exchanges = {
-        one.name: Exchange(node.chain, node.peers, panel, one.study, rows_per_minute=budgets[one.name])
+        one.name: Exchange(
+            one.study,
+            partial(teachers_of, node.chain, node.peers, panel, one.study),
+            rows_per_minute=budgets[one.name],
+        )
         for one in hosted
         if one.study is not None
     }
@@ -149,7 +155,8 @@ def _validator(node: Surroundings) -> Role:
     except ValueError as error:
         raise ConfigError(f"[validator]: {error}", "correct it in the configuration") from error
     # the stream is private: a miner that knew the seed would know what it will be asked
-    brain = ValidatorBrain(_validation_texts(node.config), settings, seed=secrets.randbits(63))
+    locks: list[Lock | Corpus] = [*_validation_texts(node.config), *_own_locks(section.locks)]
+    brain = ValidatorBrain(locks, settings, seed=secrets.randbits(63))
     devices = measure_devices()
     validator = Validator(node.chain, node.peers, node.discovery, brain, node.identity.public_key)
 
@@ -201,8 +208,19 @@ def _validation_texts(config: Config) -> list[Corpus]:
 
     files = config.text_files(config.validator.files)
     own = [_corpus(None, files)] if files else []
-    domains = config.validator.domains or (() if files else available_domains())
+    chose_own = bool(files or config.validator.locks)
+    domains = config.validator.domains or (() if chose_own else available_domains())
     return own + [_corpus(domain, ()) for domain in domains]
+
+
+def _own_locks(factories: tuple[str, ...]) -> list[Lock]:
+    from moed.models.errors import ModelRefused
+    from moed.models.locks import load_lock
+
+    try:
+        return [load_lock(factory) for factory in factories]
+    except ModelRefused as error:
+        raise ConfigError(f"[validator] locks: {error}", "correct it in the configuration") from error
 
 
 def _corpus(domain: str | None, files: tuple[Path, ...]) -> Corpus:

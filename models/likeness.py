@@ -24,7 +24,7 @@ from .locks import Lock
 
 # Below this a log-probability is a rounding matter and no opinion.
 FLOOR = -9.0
-ALIKE = 0.8
+ALIKE = 0.85
 MIN_ROWS = 8
 SPAN_ROWS = 64
 """The running mean reaches back over about so many canaries: a model that went its own way is forgiven."""

@@ -11,8 +11,9 @@ lock can train the gate.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .corpora import Corpus, Split, Tokens
+from .errors import ModelRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class LockRows:
     scored: npt.NDArray[np.bool_]
 
 
+@runtime_checkable
 class Lock(Protocol):
     """One task that a validator sets.
 
@@ -86,6 +89,22 @@ def next_byte_judgement(log_probs: Tensor, targets: Tensor) -> Tensor:
 def as_lock(one: Lock | Corpus) -> Lock:
     """A corpus as the lock of its text; a lock as it is."""
     return NextByte(one) if isinstance(one, Corpus) else one
+
+
+def load_lock(factory: str) -> Lock:
+    """The lock that ``factory`` ("pkg.mod:make") makes, called without arguments. Never read from the network.
+
+    Raises `ModelRefused` for what cannot be imported or is no lock.
+    """
+    where, _, name = factory.partition(":")
+    try:
+        make = getattr(importlib.import_module(where), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ModelRefused(f"{factory!r} is not an importable 'pkg.mod:make': {error}") from error
+    made = make()
+    if not isinstance(made, Lock):
+        raise ModelRefused(f"{factory!r} made a {type(made).__name__}, which has not all that a lock needs")
+    return made
 
 
 class Baseline:

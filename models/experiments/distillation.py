@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moed.models.corpora import Corpus, Tokens, excerpt, load_corpus, set_apart
 from moed.models.experts import ExpertSpec, build_expert
 from moed.models.mixing import mix_rows, route_rows
+from moed.models.plans import ValidatorConfig
 from moed.models.study import Study, StudyConfig
 from moed.models.training import Trainer, TrainingConfig
 from moed.models.validation import ValidatorBrain
@@ -38,6 +39,10 @@ class Scale:
     ask_every_steps: int = 2
     measure_every_steps: int = 10
     plans: int = 100
+    validator: ValidatorConfig = field(default_factory=ValidatorConfig)
+    options: Mapping[str, int] = field(default_factory=dict)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def run_distillation(*, seed: int, say: Say, scale: Scale | None = None) -> dict
     corpora = {name: load_corpus(name) for name in scale.domains}
     teachers = _teachers(corpora, scale, seed, say)
     members = {uid: teachers[name] for uid, name in enumerate(corpora)}
-    brain = train_gate(corpora, members, scale.plans, seed, say)
+    brain = train_gate(corpora, members, scale.plans, seed, say, scale.validator)
     own = excerpt(corpora[scale.student_domain], scale.own_bytes)
     peers: dict[str, Answering] = dict(teachers)
     students = {
@@ -81,10 +86,20 @@ def run_distillation(*, seed: int, say: Say, scale: Scale | None = None) -> dict
 
 def _teachers(corpora: Mapping[str, Corpus], scale: Scale, seed: int, say: Say) -> dict[str, Member]:
     teachers = {
-        name: train_member(name, corpus, steps=scale.teacher_steps, seed=seed + at, say=say)
+        name: train_member(
+            name,
+            corpus,
+            steps=scale.teacher_steps,
+            seed=seed + at,
+            say=say,
+            options=scale.options,
+            training=scale.training,
+        )
         for at, (name, corpus) in enumerate(corpora.items())
     }
-    teachers[USELESS] = train_member(USELESS, corpora[scale.student_domain], steps=0, seed=seed + 50, say=say)
+    teachers[USELESS] = train_member(
+        USELESS, corpora[scale.student_domain], steps=0, seed=seed + 50, say=say, options=scale.options
+    )
     return teachers
 
 
@@ -95,8 +110,8 @@ def _learn(
     learned, check = set_apart(own, 0.1)
     # alone there is nobody to measure, so all of the text is there to learn from
     text = learned if teachers else own
-    module = build_expert(ExpertSpec(name="student"), seed + 77).module
-    study = Study(Trainer(module, text, TrainingConfig(), seed), check, StudyConfig(), seed)
+    module = build_expert(ExpertSpec(name="student", options=dict(scale.options)), seed + 77).module
+    study = Study(Trainer(module, text, scale.training, seed), check, scale.study, seed)
     study.set_teachers(teachers)
     curve = [[0, study.trainer.evaluate()]]
     while study.steps < scale.student_steps:

@@ -59,12 +59,11 @@ def train_member(
     seed: int,
     say: Say,
     options: Mapping[str, int] | None = None,
-    module: nn.Module | None = None,
+    training: TrainingConfig | None = None,
 ) -> Member:
-    """A built-in recurrent model after ``steps`` steps on ``text``, or ``module`` after so many more."""
-    if module is None:
-        module = build_expert(ExpertSpec(name="member", options=dict(options or {})), seed).module
-    trainer = Trainer(module, text, TrainingConfig(), seed)
+    """A built-in recurrent model after ``steps`` steps on ``text``."""
+    module = build_expert(ExpertSpec(name="member", options=dict(options or {})), seed).module
+    trainer = Trainer(module, text, training or TrainingConfig(), seed)
     told_s = began_s = time.monotonic()
     for step in range(1, steps + 1):
         trainer.step()

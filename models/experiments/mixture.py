@@ -96,10 +96,15 @@ def overlapping_members(corpora: Mapping[str, Corpus], scale: Scale, seed: int, 
 
 
 def train_gate(
-    corpora: Mapping[str, Corpus], members: Mapping[int, Answering], plans: int, seed: int, say: Say
+    corpora: Mapping[str, Corpus],
+    members: Mapping[int, Answering],
+    plans: int,
+    seed: int,
+    say: Say,
+    config: ValidatorConfig | None = None,
 ) -> ValidatorBrain:
     """A validator's brain after ``plans`` plans over these miners."""
-    brain = ValidatorBrain(list(corpora.values()), ValidatorConfig(), seed, gate_seed=seed)
+    brain = ValidatorBrain(list(corpora.values()), config or ValidatorConfig(), seed, gate_seed=seed)
     brain.set_miners(members)
     loss = 0.0
     for number in range(1, plans + 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -36,6 +36,7 @@ class Scale:
     twins: int = 3
     plans: int = 80
     niche_weights: Sequence[float] = NICHE_WEIGHTS
+    validator: ValidatorConfig = field(default_factory=lambda: ValidatorConfig(canary_rows=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def run_specialist(*, seed: int, say: Say, scale: Scale | None = None) -> dict[s
     )
     say("pay of the niche ...")
     pay = [
-        niche_pay(corpora, [*specialists.values(), generalist], scale, weight, seed) for weight in scale.niche_weights
+        niche_pay(corpora, {**specialists, "generalist": generalist}, scale, weight, seed)
+        for weight in scale.niche_weights
     ]
     say("a copy and a relay beside the original and an honest twin ...")
     field = field_with_a_copy(corpora, specialists, twins[0], scale, seed)
@@ -112,22 +114,22 @@ def run_specialist(*, seed: int, say: Say, scale: Scale | None = None) -> dict[s
 
 
 def niche_pay(
-    corpora: Mapping[str, Corpus], members: Sequence[Member], scale: Scale, weight: float, seed: int
+    corpora: Mapping[str, Corpus], members: Mapping[str, Answering], scale: Scale, weight: float, seed: int
 ) -> dict[str, Any]:
     """What share of the weights the niche's specialist gets where its lock counts ``weight`` beside 1 of each other."""
     locks = [NextByte(corpus, weight if name == scale.niche else 1.0) for name, corpus in corpora.items()]
-    brain = ValidatorBrain(locks, ValidatorConfig(canary_rows=0), seed, gate_seed=seed)
+    brain = ValidatorBrain(locks, scale.validator, seed, gate_seed=seed)
     brain.set_miners(range(len(members)))
-    by_uid = dict(enumerate(members))
+    by_uid, names = dict(enumerate(members.values())), list(members)
     for _ in range(scale.plans):
         plan = brain.plan()
         brain.learn(plan, ask(by_uid, plan))
     weights = brain.weights()
     total = sum(weights.values())
-    pay = {by_uid[uid].name: one / total if total else 0.0 for uid, one in weights.items()}
+    pay = {names[uid]: one / total if total else 0.0 for uid, one in weights.items()}
     losses = {
-        member.name: {name: _held_out_bits(member, corpus, seed) for name, corpus in corpora.items()}
-        for member in members
+        member: {name: _held_out_bits(answering, corpus, seed) for name, corpus in corpora.items()}
+        for member, answering in members.items()
     }
     return {
         "niche_weight": weight,
@@ -138,7 +140,7 @@ def niche_pay(
     }
 
 
-def _held_out_bits(member: Member, corpus: Corpus, seed: int, rows: int = 32) -> float:
+def _held_out_bits(member: Answering, corpus: Corpus, seed: int, rows: int = 32) -> float:
     drawn = corpus.sample("held_out", np.random.default_rng(seed), rows, 129)
     answer = member.answer(drawn[:, :-1]).astype(np.float32)
     told = np.take_along_axis(answer, drawn[:, 1:, None].astype(np.int64), axis=-1)

@@ -95,7 +95,7 @@ def test_the_known_domains_are_those_of_the_corpora() -> None:
         (
             '[[experts]]\nname = "a"\ndomain = "prose"\n[[experts]]\nname = "b"\nwidht = 3',
             "line 6: unknown key experts.widht (experts takes name, model, domain, files, options, "
-            "train, training_share, max_rows, max_sequence_bytes)",
+            "train, training_share, exchange_rows_per_minute, max_rows, max_sequence_bytes)",
         ),
         ("[node]\n\nport = 0", "line 3: node.port = 0 is not possible (use 1 to 65535)"),
         ("node.port = 70000", "line 1: node.port = 70000 is not possible (use 1 to 65535)"),

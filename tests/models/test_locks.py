@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from torch import Tensor
 
-from moed.models.corpora import Split, Tokens, load_corpus
+from moed.models.corpora import load_corpus
+from moed.models.errors import ModelRefused
 from moed.models.experiments.members import Answering
 from moed.models.gate import GateConfig
-from moed.models.locks import Baseline, LockRows, NextByte, as_lock
+from moed.models.locks import Baseline, NextByte, as_lock, load_lock
 from moed.models.plans import ValidatorConfig
 from moed.models.promptness import PATIENCE_S, Promptness
 from moed.models.validation import ValidatorBrain
+from support.locks import Guesser, Parity, Solver
 
 LENGTH = 24
-
-
-class Parity:
-    """A task that no text holds: after each bit, whether the number of ones so far is odd. Either case will do."""
-
-    name = "parity"
-    weight = 2.0
-    continues_text = False
-
-    def draw(self, _split: Split, rng: np.random.Generator, rows: int, length: int) -> LockRows:
-        """Random bits as text, the parity so far as targets: e for even, o for odd."""
-        bits = rng.integers(2, size=(rows, length))
-        parity = bits.cumsum(axis=1) % 2
-        targets = np.where(parity == 1, ord("o"), ord("e")).astype(np.uint8)
-        return LockRows((bits + ord("0")).astype(np.uint8), targets, np.ones((rows, length), dtype=bool))
-
-    def judge(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        """A capital is worth as much as a small letter."""
-        small = targets.long().unsqueeze(-1)
-        both = torch.cat([log_probs.gather(-1, small), log_probs.gather(-1, small - 32)], dim=-1)
-        return both.logsumexp(dim=-1)
-
-
-class Solver:
-    """Solves parity by counting, in capitals: a method, not a model."""
-
-    def answer(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Nearly all of the chance on the right letter."""
-        odd = (tokens - ord("0")).cumsum(axis=1) % 2
-        chances = np.full((*tokens.shape, 256), 0.05 / 255, dtype=np.float32)
-        np.put_along_axis(chances, np.where(odd == 1, ord("O"), ord("E"))[..., None], 0.95, axis=-1)
-        answer: npt.NDArray[np.float32] = np.log(chances / chances.sum(axis=-1, keepdims=True))
-        return answer
-
-
-class Guesser:
-    """Knows the letters and not the sum."""
-
-    def answer(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Half and half."""
-        chances = np.full((*tokens.shape, 256), 0.02 / 254, dtype=np.float32)
-        chances[..., [ord("e"), ord("o")]] = 0.49
-        answer: npt.NDArray[np.float32] = np.log(chances / chances.sum(axis=-1, keepdims=True))
-        return answer
 
 
 def test_a_lock_of_ones_own_pays_who_solves_it() -> None:
@@ -106,6 +62,15 @@ def test_a_corpus_is_the_lock_of_its_text() -> None:
     judged = lock.judge(log_probs, torch.from_numpy(rows.targets))
     assert judged[2, 5] == log_probs[2, 5, int(rows.targets[2, 5])]
     assert as_lock(lock) is lock
+
+
+def test_a_lock_comes_in_by_name() -> None:
+    """As the configuration names it; what is no lock is refused with its name."""
+    lock = load_lock("support.locks:make_parity")
+    assert lock.name == "parity"
+    for wrong in ("support.locks:nothing", "no_such_module:make", "support.locks:make_no_lock"):
+        with pytest.raises(ModelRefused, match=wrong.split(":")[1]):
+            load_lock(wrong)
 
 
 def test_the_baseline_is_the_counts_of_byte_pairs() -> None:
