@@ -36,6 +36,7 @@ COMPLETIONS = {
     "fish": Path("/usr/share/fish/vendor_completions.d/moectl.fish"),
 }
 COMMANDS = ("moed", "moectl")
+MAN_PAGES = {name: Path("/usr/local/share/man/man1") / f"{name}.1" for name in COMMANDS}
 _HIDDEN = (Path("/root"), Path("/home"), Path("/run/user"))
 """What ProtectHome= in the unit hides from the daemon."""
 _TIMEOUT_S = 600.0
@@ -94,7 +95,8 @@ def uninstall(*, purges: bool) -> Iterator[str]:
     if UNIT.exists():
         _run("systemctl", "disable", "--now", "moed")
         yield "stopped and disabled"
-    for path in (UNIT, DROP_INS / "gpu.conf", *COMPLETIONS.values(), *(LINKS / name for name in COMMANDS)):
+    links = (LINKS / name for name in COMMANDS)
+    for path in (UNIT, DROP_INS / "gpu.conf", *COMPLETIONS.values(), *MAN_PAGES.values(), *links):
         if path.is_symlink() or path.exists():
             path.unlink()
             yield f"removed {path}"
@@ -185,6 +187,8 @@ def _place_commands() -> Iterator[str]:
         link.unlink(missing_ok=True)
         link.symlink_to(PREFIX / "bin" / name)
     yield f"commands {' and '.join(COMMANDS)} in {LINKS}"
+    for name, path in MAN_PAGES.items():
+        yield _place(path, _run(str(PREFIX / "bin" / "python"), "-m", "moed.daemon.man_page", name))
     for shell, path in COMPLETIONS.items():
         if path.parent.is_dir():
             yield _place(path, _run(str(PREFIX / "bin" / "moectl"), "completion", shell))

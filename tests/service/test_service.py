@@ -98,6 +98,12 @@ def test_the_journal_has_priorities_and_events(machine: Booted) -> None:
     assert all(int(entry["PRIORITY"]) <= 4 for entry in journal(machine, "-p", "warning"))
 
 
+def test_manual_and_completion_are_there(machine: Booted) -> None:
+    """Made from the installed commands."""
+    assert "moectl wait" in machine.check("cat", "/usr/local/share/man/man1/moectl.1").replace("\\-", "-")
+    assert "_MOECTL_COMPLETE" in machine.check("cat", "/usr/share/bash-completion/completions/moectl")
+
+
 def test_the_home_is_closed_to_others(machine: Booted) -> None:
     """Home and key belong to the user moed, with the documented modes."""
     assert machine.check("stat", "-c", "%U %a", "/var/lib/moed").split() == ["moed", "700"]

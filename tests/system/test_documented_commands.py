@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from moed.daemon.cli import moed
+from moed.daemon.ctl import moectl
+from moed.daemon.man_page import man_page
 from support.daemons import ENVIRONMENT, ROOT, Daemon, make_network, running
 
 PAGES = ("operator.md", "application.md")
+PAGES_OF_A_NETWORK = ("validator.md", "miner.md")
+"""What these show needs miners, validators and credit: the tests of the network run it; here it is only read."""
 NEEDS_A_MODEL = ("/v1/completions",)
 NEEDS_AN_EPOCH = ("why reward",)
 NOT_SOUND = ("moectl doctor",)
 """A node that is alone in its network knows nobody, and its doctor says so."""
 
 
-def commands() -> list[str]:
+def commands(pages: tuple[str, ...]) -> list[str]:
     """Each line of each shell block."""
     return [
         line
-        for page in PAGES
+        for page in pages
         for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
         for line in block.splitlines()
     ]
@@ -39,7 +46,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands(PAGES))
 def test_a_documented_command_works(daemon: Daemon, command: str, tmp_path: Path) -> None:
     """It exits with 0, or with 1 and words where a lone follower cannot have what is asked for."""
     if command.startswith("curl") and shutil.which("curl") is None:
@@ -62,3 +69,28 @@ def test_a_documented_command_works(daemon: Daemon, command: str, tmp_path: Path
         assert '"code":"no_validator"' in done.stdout
     else:
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", commands(PAGES_OF_A_NETWORK))
+def test_a_documented_command_is_one(command: str) -> None:
+    """Its verb, options and arguments are known to the command line."""
+    name, *given = shlex.split(command.replace("HOST:PORT", "example.org:4700"))
+    group: click.Command = {"moed": moed, "moectl": moectl}[name]
+    context = group.make_context(name, given)
+    while isinstance(group, click.Group):
+        _, found, given = group.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        group = found
+        context = group.make_context(str(group.name), given, parent=context)
+
+
+@pytest.mark.parametrize(("group", "name"), [(moed, "moed"), (moectl, "moectl")])
+def test_the_manual_has_every_verb(group: click.Group, name: str) -> None:
+    """With its options; no line of text is taken for a command of roff."""
+    page = man_page(group, name)
+    for verb in group.commands:
+        assert f".SS {name} {verb}".replace("-", "\\-") in page
+    assert ".B \\-h, \\-\\-help" in page
+    macros = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
+    assert page.isascii()
+    assert macros <= {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".nf", ".fi"}
