@@ -10,11 +10,12 @@ import msgspec
 import pytest
 import trio
 
-from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, sign_vote
+from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, decode_block, sign_vote
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account, stake_behind
 from moed.consensus.summary import RoundsSummary
+from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
 from moed.daemon.chain import Chain
@@ -26,7 +27,7 @@ from moed.daemon.node import now_ms
 from moed.daemon.signer import Signer
 from moed.daemon.store import Store, verify_chain
 from moed.protocol.addresses import Address
-from moed.protocol.codec import convert_record, encode_record
+from moed.protocol.codec import convert_record, decode_record, encode_record
 from moed.protocol.identity import Identity
 from support.chains import grow, key, make_genesis, sign_commit, signed
 
@@ -84,9 +85,9 @@ async def run_chain(
 
 
 @asynccontextmanager
-async def run_liar(handlers: Mapping[str, Handler]) -> AsyncIterator[tuple[Peers, Address]]:
+async def run_liar(handlers: Mapping[str, Handler], number: int = 66) -> AsyncIterator[tuple[Peers, Address]]:
     """A peer with sessions like ours and answers of its own."""
-    peers = Peers(key(66), GENESIS.network_id, handlers=handlers)
+    peers = Peers(key(number), GENESIS.network_id, handlers=handlers)
     listener, address = await listen()
     async with trio.open_nursery() as nursery:
         await nursery.start(peers.run, [listener])
@@ -159,6 +160,51 @@ async def test_a_late_node_catches_up(tmp_path: Path) -> None:
         with trio.fail_after(PATIENCE_S):
             await late.chain.wait_height(200)
         assert late.chain.head.state_root == full.chain.head.state_root
+
+
+async def test_a_late_node_asks_several_peers_and_believes_no_liar_among_them(tmp_path: Path) -> None:
+    """Batches come from all who have them; one whose blocks do not hold is cut off, and the rest count."""
+    long_chain(tmp_path / "a", 200)
+    long_chain(tmp_path / "b", 200)
+    is_met = trio.Event()
+    asked: dict[str, int] = {"a": 0, "b": 0, "liar": 0}
+
+    def count(name: str) -> Callable[[Mapping[str, Handler]], Mapping[str, Handler]]:
+        def wrap(handlers: Mapping[str, Handler]) -> Mapping[str, Handler]:
+            async def give(call: Call) -> Reply | None:
+                asked[name] += 1
+                await is_met.wait()
+                return await handlers["chain.blocks"](call)
+
+            return {**handlers, "chain.blocks": give}
+
+        return wrap
+
+    other = Head.at_genesis(GENESIS)
+    forged = [encode_record(grow(other, [key(1), key(2)])) for _ in range(10)]
+
+    async def lie(call: Call) -> Reply:
+        asked["liar"] += 1
+        return Reply([[block, encode_record(sign_commit(GENESIS, decode_block(block), [key(1)]))] for block in forged])
+
+    async with (
+        run_chain(tmp_path / "a", key(50), signs=False, serves=count("a")) as one,
+        run_chain(tmp_path / "b", key(51), signs=False, serves=count("b")) as two,
+        run_chain(tmp_path / "c", key(52), signs=False) as late,
+        run_liar({**DEAF, "chain.blocks": lie}) as (liar, _),
+    ):
+        session = await liar.connect(late.address, None, timeout_s=5)
+        await session.notify("chain.status", {"height": 200})
+        for full in (one, two):
+            await late.dial(full)
+        is_met.set()
+        with trio.fail_after(PATIENCE_S):
+            await late.chain.wait_height(200)
+            while asked["liar"] and late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
+                await trio.sleep(0.01)
+        assert late.chain.head.state_root == one.chain.head.state_root
+    assert asked["a"] > 0
+    assert asked["b"] > 0
 
 
 async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> None:
@@ -286,6 +332,37 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
                 await trio.sleep(0.01)
         assert [heard.message for heard in one.chain._hearing.early] == [vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
+
+
+async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
+    """Of a liar's votes for one step four travel on, and none of rounds far ahead; else all would pay for each."""
+    heard: list[Vote] = []
+    marker = trio.Event()
+
+    async def hear(call: Call) -> Reply:
+        heard.append(decode_record(call.body, Vote))
+        if heard[-1].round == 1:
+            marker.set()
+        return Reply(None)
+
+    def lie(block_hash: bytes, round_number: int) -> Vote:
+        return sign_vote(key(2), GENESIS.network_id, VoteKind.PRECOMMIT, 1, round_number, block_hash)
+
+    async with (
+        run_chain(tmp_path / "a", key(1)) as one,
+        run_liar(DEAF) as (liar, _),
+        run_liar({**DEAF, "chain.vote": hear}, 67) as (listener, _),
+    ):
+        await listener.connect(one.address, None, timeout_s=5)
+        session = await liar.connect(one.address, None, timeout_s=5)
+        lies = [lie(bytes([number]) * 32, 0) for number in range(1, 20)]
+        far = [lie(b"\1" * 32, 1_000 + number) for number in range(20)]
+        for vote in (*lies, *far, lie(b"\1" * 32, 1)):
+            await session.notify("chain.vote", encode_record(vote))
+        with trio.fail_after(PATIENCE_S):
+            await marker.wait()
+    of_liar = [vote for vote in heard if vote.validator == key(2).public_key]
+    assert of_liar == [*lies[:MAX_VOTES_EACH], lie(b"\1" * 32, 1)]
 
 
 async def test_a_liar_that_announces_itself_again_does_not_hold_up_the_sync(tmp_path: Path) -> None:
