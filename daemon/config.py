@@ -28,7 +28,7 @@ from .config_sections import (
 )
 from .config_sources import ON_COMMAND_LINE, from_environment
 from .errors import ConfigError
-from .places import CONFIG_FILE, DATABASE_FILE, GENESIS_FILE, KEY_FILE, place_socket
+from .places import CONFIG_FILE, DATABASE_FILE, GENESIS_FILE, KEY_FILE, expand, place_socket
 
 __all__ = [
     "DEFAULT_PORT",
@@ -79,7 +79,7 @@ class Config:
 
     def text_files(self, files: tuple[str, ...]) -> tuple[Path, ...]:
         """Paths of the configuration made absolute: those that are relative lie in the home."""
-        return tuple(self.home / Path(name).expanduser() for name in files)
+        return tuple(self.home / expand(name) for name in files)
 
 
 def load_config(
@@ -90,7 +90,7 @@ def load_config(
 
     Raises `ConfigError` with one line that names file, line, key, value, what is allowed, and the remedy.
     """
-    home = home.expanduser().absolute()
+    home = expand(home).absolute()
     path = home / CONFIG_FILE
     text = read_text(path)
     raw = parse(path, text)
@@ -113,7 +113,7 @@ def parse(path: Path, text: str) -> dict[str, Any]:
     """The tables in a configuration file. Raises `ConfigError` for what is no TOML."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets in brackets
         raise ConfigError(f"{path} is no TOML: {error}", "correct that place and start again") from error
 
 

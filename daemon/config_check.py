@@ -113,7 +113,10 @@ class Complaints:
 
     @staticmethod
     def _shown(value: Any) -> str:
-        text = repr(value) if not isinstance(value, bool) else str(value).lower()
+        try:
+            text = repr(value) if not isinstance(value, bool) else str(value).lower()
+        except ValueError:  # Python writes no numbers of thousands of digits
+            text = hex(value) if isinstance(value, int) else "a number of thousands of digits"
         return text if len(text) <= _MAX_VALUE_CHARS else f"{text[:_MAX_VALUE_CHARS]}…"
 
     def _where(self, key: str) -> str:

@@ -18,6 +18,7 @@ LogFormat = Literal["auto", "json", "console"]
 TextDomain = Literal["prose", "python", "tables", "c", "html"]
 BUILT_IN_MODELS = ("gru", "transformer")
 DEFAULT_PORT = 4700
+MAX_LIMIT = 1 << 40  # in bytes it is still a number that everything can count with
 
 
 def _key(description: str, allowed: str) -> dict[str, Any]:
@@ -84,20 +85,20 @@ class LimitsSection(_Section, frozen=True, kw_only=True):
     """What the daemon may take of this machine; threads are under [compute]. No limit where nothing is set."""
 
     memory_mib: Annotated[
-        Annotated[int, Meta(ge=64)] | None,
-        Meta(**_key("resident memory; the daemon stops in order when it takes more", "64 and more, in MiB")),
+        Annotated[int, Meta(ge=64, le=MAX_LIMIT)] | None,
+        Meta(**_key("resident memory; the daemon stops in order when it takes more", "64 and more, to 2^40 MiB")),
     ] = None
     disk_mib: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
-        Meta(**_key("what the home may hold; the daemon stops in order when it holds more", "16 and more, in MiB")),
+        Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
+        Meta(**_key("what the home may hold; the daemon stops in order over it", "16 and more, up to 2^40, in MiB")),
     ] = None
     upload_kib_per_s: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
-        Meta(**_key("bytes sent to peers over sessions", "16 and more, in KiB a second")),
+        Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
+        Meta(**_key("bytes sent to peers over sessions", "16 and more, up to 2^40, in KiB a second")),
     ] = None
     download_kib_per_s: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
-        Meta(**_key("bytes taken from peers over sessions", "16 and more, in KiB a second")),
+        Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
+        Meta(**_key("bytes taken from peers over sessions", "16 and more, up to 2^40, in KiB a second")),
     ] = None
     gpu_memory_share: Annotated[
         float, Meta(gt=0, le=1, **_key("share of a CUDA device's memory that torch may take", "over 0, up to 1"))

@@ -58,7 +58,7 @@ def _value(kind: type[msgspec.Struct], field: str, text: str) -> Any:
     except msgspec.ValidationError:
         try:
             return tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             return text  # the check of its section says what is wrong with it
     return text
 

@@ -138,7 +138,7 @@ def initialise(
             "--bootstrap names a network to join, and --genesis is missing",
             "give the genesis file of that network: --genesis FILE",
         )
-    home = Home(folder.expanduser().absolute())
+    home = Home(places.expand(folder).absolute())
     for path in (home.config, home.key, home.genesis):
         if path.exists():
             raise ConfigError(f"{path} exists already", "use it as it is, or choose another --home")

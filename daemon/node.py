@@ -126,7 +126,8 @@ class Node:
             self.settings.reload()
         except ConfigError as error:
             logger.warning("config.refused", reason=str(error))
-        self._notifier.ready(self._standing)
+        finally:
+            self._notifier.ready(self._standing)
 
     async def run(self) -> None:
         """Run until `stop` or a signal. Raises a `NodeError` for what the operator must mend."""

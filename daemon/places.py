@@ -21,12 +21,22 @@ MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux's sockaddr_un holds 108 with th
 SERVICE_SOCKET = Path("/run/moed/moed.sock")
 
 
+def expand(path: str | Path) -> Path:
+    """``path`` with ~ and ~user made the folder that they stand for. Raises `ConfigError` if nobody knows that."""
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} holds a zero byte, which no path can", "write the path as it is")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"in the path {path}: there is no such user's home", "write the path in full") from error
+
+
 def place_socket(home: Path, configured: str | None, environ: Mapping[str, str]) -> Path:
     """The control socket's path for a home; one that is too long for the kernel moves to the runtime folder.
 
     Daemon and `moectl` both call this, so they agree. Raises `ConfigError` where no short place exists.
     """
-    wanted = home / (Path(configured).expanduser() if configured else SOCKET_FILE)
+    wanted = home / (expand(configured) if configured else SOCKET_FILE)
     if len(os.fsencode(wanted)) <= MAX_SOCKET_PATH_BYTES:
         return wanted
     runtime = _runtime_folder(environ)
@@ -45,11 +55,11 @@ def socket_of_home(home: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """The socket that the daemon of ``home`` uses, read leniently: only ``[node] socket`` matters here."""
     import tomllib
 
-    home = home.expanduser().absolute()
+    home = expand(home).absolute()
     configured = None
     try:
         node = tomllib.loads((home / CONFIG_FILE).read_text("utf-8")).get("node")
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         node = None  # the daemon says what is wrong with its file; a client only looks for the socket
     if isinstance(node, dict) and isinstance(node.get("socket"), str):
         configured = node["socket"]

@@ -53,10 +53,10 @@ class Settings:
     def reload(self) -> Reload:
         """Read the file again; what was set live gives way to it. Raises `ConfigError` and keeps what counts."""
         fresh = load_config(self.config.home, self._flags, environ=self._environ)
-        self._as_latest = read_text(self.config.home / CONFIG_FILE)
-        self._set.clear()
+        latest = read_text(self.config.home / CONFIG_FILE)
         changed, waiting = _differences(self.config, fresh)
         self._take(fresh, changed)
+        self._as_latest, self._set = latest, {}
         logger.info("config.reloaded", changed=list(changed), waiting_for_restart=list(waiting))
         return Reload(changed, waiting)
 

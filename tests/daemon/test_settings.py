@@ -86,6 +86,48 @@ def test_a_reload_of_a_wrong_file_changes_nothing(home: Path) -> None:
     assert by_key(settings.show())["log.level"].source == "config.toml, line 5"
 
 
+WRONG_FILES = {
+    "a home that nobody has": '[node]\nsocket = "~nobody-of-this-name/moed.sock"\n',
+    "a zero byte in a path": '[node]\nsocket = "a\\u0000b"\n',
+    "brackets in brackets": "a = " + "[" * 20_000,
+    "a number of thousands of digits": f"[limits]\nmemory_mib = 1{'0' * 5000}\n",
+    "a hexadecimal number of thousands of digits": f"[limits]\nmemory_mib = 0x{'f' * 5000}\n",
+    "a limit that no float holds": f"[limits]\nupload_kib_per_s = 1{'0' * 400}\n",
+    "a limit that no disk has": "[limits]\ndisk_mib = 9223372036854775807\n",
+    "a time that is no number": "[node]\ngrace_s = nan\n",
+    "no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES.values(), ids=WRONG_FILES)
+def test_no_file_gets_more_than_a_complaint(home: Path, text: str) -> None:
+    """Whatever stands in it: one line for the operator, and the settings go on as they were."""
+    settings = Settings(load_config(home, environ={}), environ={})
+    settings.change("log.level", "debug")
+    before = settings.show()
+    (home / "config.toml").write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError) as caught:
+        settings.reload()
+    assert len(str(caught.value)) < 500
+    assert settings.show() == before
+
+
+def test_what_is_set_stays_if_a_reload_fails_halfway(home: Path) -> None:
+    """The file counts as read only once its values count."""
+    settings = Settings(load_config(home, environ={}), environ={})
+    settings.change("log.level", "debug")
+    before = settings.show()
+
+    def refuse(_config: object) -> None:
+        raise ConfigError("this machine has no such limit", "set another")
+
+    settings.on_change.append(refuse)
+    (home / "config.toml").write_text(TEXT.replace("[log]", "grace_s = 9\n[log]"))
+    with pytest.raises(ConfigError, match="no such limit"):
+        settings.reload()
+    assert [one.source for one in settings.show()] == [one.source for one in before]
+
+
 def test_a_flag_stands_above_a_reload(home: Path) -> None:
     """What the command line said goes on counting."""
     settings = Settings(load_config(home, {"log.level": "debug"}, environ={}), {"log.level": "debug"}, environ={})
