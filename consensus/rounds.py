@@ -53,6 +53,7 @@ class Rounds:
         self._network_id = network_id
         self._is_valid = is_valid
         self._is_timely = is_timely
+        self._contradicted: set[int] = set()
         self._validity: dict[bytes, bool] = {}
         self._locked: tuple[int, bytes] = (-1, NO_BLOCK)
         self._valid: tuple[int, Block | None] = (-1, None)
@@ -93,7 +94,7 @@ class Rounds:
         self._resumed = last if last[0] >= 0 else None
 
     def check_proposal(self, proposal: Proposal) -> None:
-        """Raise `Unexpected`, `BadSignature` or `Malformed` unless this is a proposal of whose turn it is, in one piece.
+        """Raise `Unexpected`, `BadSignature` or `Malformed` unless this is a proposal of whose turn it is, whole.
 
         Whether its block holds is another question, and costs more.
         """
@@ -113,14 +114,18 @@ class Rounds:
         """Take a proposal that `check_proposal` has let pass, or one of our own; the first one of a round stays."""
         known = self.proposals.setdefault(proposal.round, proposal)
         lied: list[Effect] = []
-        if (known.block.hash, known.valid_round) != (proposal.block.hash, proposal.valid_round):
+        if _content(known) != _content(proposal):
+            self._contradicted.add(proposal.round)
             lied = [Equivocation(self.turn(proposal.round), known, proposal)]
         return lied + self._react()
 
     def has_proposal(self, proposal: Proposal) -> bool:
-        """Whether this very proposal is known already."""
+        """Whether a proposal says nothing new: what the first of its round says, or a third thing where two are enough.
+
+        Contents are compared, since a proposer can give the same one as many signatures as it likes.
+        """
         known = self.proposals.get(proposal.round)
-        return known is not None and known.signature == proposal.signature
+        return known is not None and (_content(known) == _content(proposal) or proposal.round in self._contradicted)
 
     def on_vote(self, vote: Vote) -> list[Effect]:
         """Take a vote. Raises `Unexpected` or `BadSignature`; then nothing changed."""
@@ -150,6 +155,10 @@ class Rounds:
     def has_vote(self, vote: Vote) -> bool:
         """Whether this validator's vote of that round and kind is counted already."""
         return self.tally.has_vote(vote)
+
+    def counts(self, vote: Vote) -> bool:
+        """Whether a vote stands in a ballot: not so one of a far round, nor the fifth of a liar for one step."""
+        return self.tally.counts(vote)
 
     def turn(self, round_number: int) -> bytes:
         """The key whose turn it is to propose in a round."""
@@ -330,3 +339,7 @@ def signed_share(commit: Commit, validators: ValidatorSet) -> float:
     signed = sum(power_of(validators, entry.validator) for entry in commit.signatures)
     total = sum(member.power for member in validators.members)
     return signed / total if total else 0.0
+
+
+def _content(proposal: Proposal) -> tuple[bytes, int]:
+    return proposal.block.hash, proposal.valid_round

@@ -88,9 +88,11 @@ class Tally:
         return -1
 
     def has_vote(self, vote: Vote) -> bool:
-        """Whether this validator's vote for this hash is counted already."""
-        if vote == self._far.get(vote.validator):
-            return True
+        """Whether this validator's vote for this hash is counted or kept already."""
+        return vote == self._far.get(vote.validator) or self.counts(vote)
+
+    def counts(self, vote: Vote) -> bool:
+        """Whether this validator's vote for this hash is counted."""
         ballot = self._ballots.get((vote.kind, vote.round))
         return ballot is not None and vote.block_hash in ballot.votes.get(vote.validator, {})
 

@@ -231,6 +231,7 @@ class Chain:
             if effects and isinstance(message, Heard):
                 self._progress += 1
             await self._carry_out(effects)
+            await self._judge.prepare(self._rounds)
 
     async def _handle(self, message: Heard | Timeout | _Start) -> list[Effect]:
         if isinstance(message, _Start):
@@ -244,7 +245,8 @@ class Chain:
             if self._rounds.has_vote(heard):
                 return []
             effects = self._rounds.on_vote(heard)
-            await self._gossip.pass_on("chain.vote", body)
+            if self._rounds.counts(heard):  # of what does not count a liar can sign more than anybody could pass on
+                await self._gossip.pass_on("chain.vote", body)
             return effects
         if self._rounds.has_proposal(heard):
             return []

@@ -43,13 +43,28 @@ class Judge:
         self._outcomes.clear()
 
     async def examine(self, rounds: Rounds, proposal: Proposal) -> None:
-        """Check a proposal and execute its block, so that `holds` need not. Raises what `check_proposal` does."""
+        """Check a proposal, and execute its block if it is soon voted on, so that `holds` need not.
+
+        Raises what `check_proposal` does. Whoever has many turns ahead may propose for all of them at once; those
+        blocks wait for `prepare`.
+        """
         if len(proposal.block.transactions) <= FEW_TRANSACTIONS:
             rounds.check_proposal(proposal)
             return
         await self._run_blocking(rounds.check_proposal, proposal)
-        if proposal.block.hash not in self._outcomes:
-            self._outcomes[proposal.block.hash] = await self.try_execute(proposal.block)
+        if proposal.round <= rounds.round + 1:
+            await self._execute_once(proposal.block)
+
+    async def prepare(self, rounds: Rounds) -> None:
+        """Execute what was proposed early for the round under way and the next one."""
+        for round_number in (rounds.round, rounds.round + 1):
+            proposal = rounds.proposals.get(round_number)
+            if proposal is not None and len(proposal.block.transactions) > FEW_TRANSACTIONS:
+                await self._execute_once(proposal.block)
+
+    async def _execute_once(self, block: Block) -> None:
+        if block.hash not in self._outcomes:
+            self._outcomes[block.hash] = await self.try_execute(block)
 
     async def try_execute(self, block: Block) -> Executed | RuleBroken:
         """What a block does, or the rule that it breaks."""

@@ -134,6 +134,31 @@ def test_silence_of_the_proposer_moves_everyone_to_the_next_round() -> None:
     assert any(isinstance(one, Propose) and one.round == 1 for one in effects)
 
 
+def test_a_proposal_says_something_new_at_most_twice_in_a_round() -> None:
+    """Another signature under the same content is nothing new, and after one lie the next ones are neither."""
+    rounds = make_rounds(KEYS[0])
+    first, second, third = (propose(block_by(number)) for number in (1, 2, 3))
+    assert not rounds.has_proposal(first)
+    hear(rounds, first)
+    assert rounds.has_proposal(msgspec.structs.replace(first, signature=bytes(64)))
+    assert not rounds.has_proposal(second)
+    assert [type(effect) for effect in hear(rounds, second)] == [Equivocation]
+    assert all(rounds.has_proposal(one) for one in (first, second, third))
+
+
+def test_a_vote_counts_where_it_can_decide() -> None:
+    """One for a far round is kept and does not count; nor does a liar's fifth in one step."""
+    rounds = make_rounds(KEYS[0])
+    far = vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, MAX_ROUNDS_AHEAD + 1)
+    rounds.on_vote(far)
+    assert rounds.has_vote(far)
+    assert not rounds.counts(far)
+    lies = [vote(KEYS[2], VoteKind.PREVOTE, bytes([number]) * 32) for number in range(MAX_VOTES_EACH + 1)]
+    for lie in lies:
+        rounds.on_vote(lie)
+    assert [rounds.counts(lie) for lie in lies] == [True] * MAX_VOTES_EACH + [False]
+
+
 def lock_on(rounds: Rounds, block: Block) -> None:
     """Bring a machine to having precommitted ``block`` in round 0, without a decision."""
     rounds.start()

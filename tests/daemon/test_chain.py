@@ -335,7 +335,7 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
-    """Of a liar's votes for one step four travel on, and none of rounds far ahead; else all would pay for each."""
+    """Of a liar's votes for one step four travel on; else all would pay for each that it can sign."""
     heard: list[Vote] = []
     marker = trio.Event()
 
@@ -356,8 +356,7 @@ async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
         await listener.connect(one.address, None, timeout_s=5)
         session = await liar.connect(one.address, None, timeout_s=5)
         lies = [lie(bytes([number]) * 32, 0) for number in range(1, 20)]
-        far = [lie(b"\1" * 32, 1_000 + number) for number in range(20)]
-        for vote in (*lies, *far, lie(b"\1" * 32, 1)):
+        for vote in (*lies, lie(b"\1" * 32, 1)):
             await session.notify("chain.vote", encode_record(vote))
         with trio.fail_after(PATIENCE_S):
             await marker.wait()
