@@ -26,7 +26,7 @@ from .config_sections import (
     Sections,
     ValidatorSection,
 )
-from .config_sources import ON_COMMAND_LINE, from_environment
+from .config_sources import ON_COMMAND_LINE, SET_LIVE, from_environment
 from .errors import ConfigError
 from .places import CONFIG_FILE, DATABASE_FILE, GENESIS_FILE, KEY_FILE, expand, place_socket
 
@@ -83,21 +83,27 @@ class Config:
 
 
 def load_config(
-    home: Path, overrides: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] = os.environ
+    home: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    text: str | None = None,
+    set_live: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read ``home``/config.toml; above it stand ``environ`` (``MOED_NODE_PORT=4701``), and above that ``overrides``
-    (``{"node.port": 4701}``), as flags do.
+    (``{"node.port": 4701}``), as flags do, and on top ``set_live``. The file is not read where its ``text`` is given.
 
     Raises `ConfigError` with one line that names file, line, key, value, what is allowed, and the remedy.
     """
     home = expand(home).absolute()
     path = home / CONFIG_FILE
-    text = read_text(path)
+    text = read_text(path) if text is None else text
     raw = parse(path, text)
     set_outside = from_environment(environ)
     places = {key: f"in the environment, {name}" for key, (name, _) in set_outside.items()}
-    values = {key: value for key, (_, value) in set_outside.items()} | dict(overrides or {})
-    complaints = Complaints(path, text, raw, places | dict.fromkeys(overrides or (), ON_COMMAND_LINE))
+    places |= dict.fromkeys(overrides or (), ON_COMMAND_LINE) | dict.fromkeys(set_live or (), SET_LIVE)
+    values = {key: value for key, (_, value) in set_outside.items()} | {**(overrides or {}), **(set_live or {})}
+    complaints = Complaints(path, text, raw, places)
     for key, value in values.items():
         _override(raw, key, value)
     sections = complaints.convert(Sections)

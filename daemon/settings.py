@@ -52,8 +52,8 @@ class Settings:
 
     def reload(self) -> Reload:
         """Read the file again; what was set live gives way to it. Raises `ConfigError` and keeps what counts."""
-        fresh = load_config(self.config.home, self._flags, environ=self._environ)
         latest = read_text(self.config.home / CONFIG_FILE)
+        fresh = load_config(self.config.home, self._flags, environ=self._environ, text=latest)
         changed, waiting = _differences(self.config, fresh)
         self._take(fresh, changed)
         self._as_latest, self._set = latest, {}
@@ -67,9 +67,10 @@ class Settings:
                 f"{key} cannot change while the daemon runs", f"use one of {', '.join(sorted(LIVE_KEYS))}, or restart"
             )
         wanted = {**self._set, key: value}
-        fresh = load_config(self.config.home, {**self._flags, **wanted}, environ=self._environ)
-        self._set = wanted
+        # Not the file as it is now: what stands there waits for a reload.
+        fresh = load_config(self.config.home, self._flags, environ=self._environ, text=self._as_latest, set_live=wanted)
         self._take(fresh, (key,))
+        self._set = wanted
         logger.info("config.changed", key=key, value=value)
 
     def show(self) -> list[Setting]:
@@ -81,14 +82,14 @@ class Settings:
         return [latest[one.key] if one.is_live else one for one in at_start]
 
     def _take(self, fresh: Config, changed: tuple[str, ...]) -> None:
-        """Make ``fresh``'s live values count."""
-        if not set(changed) & LIVE_KEYS:
+        """Let ``fresh``'s values of the ``changed`` keys count, which are live."""
+        if not changed:
             return
         sections: dict[str, Any] = {}
-        for name, kind in PLAIN_SECTIONS:
-            live = [field for field in kind.__struct_fields__ if f"{name}.{field}" in LIVE_KEYS]
-            now, new = getattr(self.config, name), getattr(fresh, name)
-            sections[name] = msgspec.structs.replace(now, **{field: getattr(new, field) for field in live})
+        for key in changed:
+            name, _, field = key.partition(".")
+            now = sections.get(name, getattr(self.config, name))
+            sections[name] = msgspec.structs.replace(now, **{field: getattr(getattr(fresh, name), field)})
         self.config = dataclasses.replace(self.config, **sections)
         for tell in self.on_change:
             tell(self.config)

@@ -128,6 +128,24 @@ def test_what_is_set_stays_if_a_reload_fails_halfway(home: Path) -> None:
     assert [one.source for one in settings.show()] == [one.source for one in before]
 
 
+def test_one_key_that_is_set_brings_no_other_along(home: Path) -> None:
+    """A file that was edited, or spoilt, waits for its reload; a complaint says that the value was set live."""
+    settings = Settings(load_config(home, environ={}), environ={})
+    (home / "config.toml").write_text(TEXT.replace('"info"', '"error"').replace("[log]", "grace_s = 9\n[log]"))
+    settings.change("limits.memory_mib", 4096)
+    assert (settings.config.log.level, settings.config.node.grace_s) == ("info", 3.0)
+    shown = by_key(settings.show())
+    assert (shown["log.level"].value, shown["log.level"].source) == ("info", "config.toml, line 5")
+    (home / "config.toml").write_text("no TOML")
+    settings.change("limits.disk_mib", 4096)
+    assert (settings.config.limits.memory_mib, settings.config.limits.disk_mib) == (4096, 4096)
+    with pytest.raises(ConfigError, match=r"set while it runs: log\.level"):
+        settings.change("log.level", "loud")
+    (home / "config.toml").write_text(TEXT)
+    settings.reload()
+    assert settings.config.limits.memory_mib is None
+
+
 def test_a_flag_stands_above_a_reload(home: Path) -> None:
     """What the command line said goes on counting."""
     settings = Settings(load_config(home, {"log.level": "debug"}, environ={}), {"log.level": "debug"}, environ={})
