@@ -37,6 +37,11 @@ def commands(pages: tuple[str, ...]) -> list[str]:
     ]
 
 
+def curls_of_the_readme() -> list[str]:
+    """What README.md shows of plain HTTP."""
+    return re.findall(r"^curl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A node of a network of one, with a few blocks."""
@@ -46,7 +51,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.parametrize("command", commands(PAGES))
+@pytest.mark.parametrize("command", [*commands(PAGES), *curls_of_the_readme()])
 def test_a_documented_command_works(daemon: Daemon, command: str, tmp_path: Path) -> None:
     """It exits with 0, or with 1 and words where a lone follower cannot have what is asked for."""
     if command.startswith("curl") and shutil.which("curl") is None:
