@@ -93,18 +93,26 @@ class Rounds:
                 self._valid = (vote.round, self._find_block(vote.block_hash))
         self._resumed = last if last[0] >= 0 else None
 
-    def check_proposal(self, proposal: Proposal) -> None:
-        """Raise `Unexpected`, `BadSignature` or `Malformed` unless this is a proposal of whose turn it is, whole.
+    def is_in_reach(self, round_number: int) -> bool:
+        """Whether a proposal for this round is taken now."""
+        return round_number <= min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND)
 
-        Whether its block holds is another question, and costs more.
-        """
+    def check_author(self, proposal: Proposal) -> None:
+        """Raise `Unexpected` or `BadSignature` unless a proposal is of whose turn it is; its contents are not read."""
         self._require_this_height(proposal.height)
-        if proposal.round > min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND):
+        if not self.is_in_reach(proposal.round):
             raise Unexpected(f"a proposal for round {proposal.round} while in round {self.round}")
         proposal.check_signature(self._network_id, self.turn(proposal.round))
         if proposal.valid_round >= proposal.round:
             raise Unexpected(f"a valid round of {proposal.valid_round} is not before round {proposal.round}")
         self._require_its_author(proposal)
+
+    def check_proposal(self, proposal: Proposal) -> None:
+        """Raise `Unexpected`, `BadSignature` or `Malformed` unless this is a proposal of whose turn it is, whole.
+
+        Whether its block holds is another question, and costs more.
+        """
+        self.check_author(proposal)
         # The signature covers the header alone: whoever passes the proposal on could put another body behind it, and
         # the honest one would then count as known, and its hash as that of an invalid block.
         if not proposal.block.is_whole:

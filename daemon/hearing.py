@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import structlog
@@ -18,7 +18,8 @@ from moed.consensus.summary import RoundsSummary, lacking, summarise
 from moed.consensus.transactions import SignedTransaction, decode_transaction
 from moed.consensus.transition import Head
 from moed.consensus.turns import power_of
-from moed.protocol.codec import Record, convert_record, decode_record, encode_record
+from moed.protocol.codec import convert_record, decode_record, encode_record
+from moed.protocol.errors import Malformed, Unexpected
 from moed.protocol.identity import NodeId
 
 from .gossip import Gossip, Session
@@ -35,8 +36,6 @@ ANSWER_PAUSE_S = 0.4
 MAX_EARLY_MESSAGES = 256
 MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 """Messages for the next height that are kept until we get there; all are of validators."""
-
-RecordT = TypeVar("RecordT", bound=Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +94,18 @@ class Hearing:
         gossip.pass_on_transaction(body)
 
     async def _take_proposal(self, call: Call) -> Reply:
+        """Raises what makes a proposal its bearer's fault: an honest peer passes on none that it did not check."""
         body = _body(call)
-        if not self._gossip().messages.meet(body, call.peer.node_id):
-            await self._queue(Heard(await self._parse(body, Proposal), body), call.peer.node_id)
+        if self._gossip().messages.meet(body, call.peer.node_id):
+            return Reply(None)
+        is_small = len(body) <= SMALL_BYTES
+        proposal = _parse_proposal(body) if is_small else await self._run_blocking(_parse_proposal, body)
+        rounds = self._rounds()
+        if proposal.height == rounds.height:
+            if not rounds.is_in_reach(proposal.round):
+                return Reply(None)  # of a peer that is far ahead, and no fault
+            rounds.check_author(proposal)
+        await self._queue(Heard(proposal, body), call.peer.node_id)
         return Reply(None)
 
     async def _take_vote(self, call: Call) -> Reply:
@@ -105,10 +113,13 @@ class Hearing:
         if self._gossip().messages.meet(body, call.peer.node_id):
             return Reply(None)
         vote = decode_record(body, Vote)
-        if vote.height == self._rounds().height:
-            if self._rounds().has_vote(vote):
+        rounds = self._rounds()
+        if vote.height == rounds.height:
+            if rounds.has_vote(vote):
                 return Reply(None)
             # before it waits for the deciding task, so that a forged one is its sender's fault and costs no one else
+            if power_of(self._head.validators, vote.validator) == 0:
+                raise Unexpected("a vote by a key that is no validator of this height")
             vote.check_signature(self._head.network_id)
         await self._queue(Heard(vote, body), call.peer.node_id)
         return Reply(None)
@@ -154,12 +165,6 @@ class Hearing:
             # however many come, a vote waits for no more than one of each peer's
             await trio.lowlevel.checkpoint()
         return Reply(None)
-
-    async def _parse(self, body: bytes, kind: type[RecordT]) -> RecordT:
-        if len(body) <= SMALL_BYTES:
-            return _decode(body, kind)
-        parsed: RecordT = await self._run_blocking(_decode, body, kind)
-        return parsed
 
     async def _queue(self, heard: Heard, source: NodeId | None) -> None:
         """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
@@ -211,5 +216,8 @@ def _body(call: Call) -> bytes:
     return call.body
 
 
-def _decode(body: bytes, kind: type[RecordT]) -> RecordT:
-    return decode_record(body, kind, max_bytes=MAX_BLOCK_RECORD_BYTES)
+def _parse_proposal(body: bytes) -> Proposal:
+    proposal = decode_record(body, Proposal, max_bytes=MAX_BLOCK_RECORD_BYTES)
+    if not proposal.block.is_whole:
+        raise Malformed("the proposed block does not hold what its header names")
+    return proposal

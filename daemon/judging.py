@@ -51,6 +51,7 @@ class Judge:
         if len(proposal.block.transactions) <= FEW_TRANSACTIONS:
             rounds.check_proposal(proposal)
             return
+        rounds.check_author(proposal)  # here, so that the thread finds the turns counted and changes nothing
         await self._run_blocking(rounds.check_proposal, proposal)
         if proposal.round <= rounds.round + 1:
             await self._execute_once(proposal.block)

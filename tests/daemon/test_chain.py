@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, decode_block, sign_vote
+from moed.consensus.blocks import NO_BLOCK, Block, Vote, VoteKind, decode_block, sign_proposal, sign_vote
 from moed.consensus.errors import InvalidTransaction
 from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account, stake_behind
@@ -18,6 +18,7 @@ from moed.consensus.summary import RoundsSummary
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
+from moed.consensus.turns import proposer
 from moed.daemon.chain import Chain
 from moed.daemon.hearing import ANSWER_PAUSE_S
 from moed.daemon.journal import FileJournal
@@ -332,6 +333,33 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
                 await trio.sleep(0.01)
         assert [heard.message for heard in one.chain._hearing.early] == [vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
+
+
+async def test_what_no_honest_peer_passes_on_is_charged_to_its_bearer(tmp_path: Path) -> None:
+    """A vote of no validator, a proposal out of turn, a signed header with another body: each is its sender's fault."""
+    async with run_chain(tmp_path / "a", key(50)) as one, run_liar(DEAF) as (peer, _):
+        session = await peer.connect(one.address, None, timeout_s=5)
+        head, network_id = one.chain.head, GENESIS.network_id
+        turn = next(signer for signer in (key(1), key(2)) if signer.public_key == proposer(head.validators, 0))
+        block, _ = head.build([], proposer=turn.public_key, now_ms=head.time_ms + 1)
+        other, _ = head.build(
+            [signed(head, key(3), Transfer(to=key(9).public_key, amount=1))],
+            proposer=turn.public_key,
+            now_ms=head.time_ms + 1,
+        )
+        forged = sign_proposal(key(77), network_id, 0, -1, block)
+        good = sign_proposal(turn, network_id, 0, -1, block)
+        mixed = msgspec.structs.replace(
+            good, block=Block(header=block.header, transactions=other.transactions, last_commit=block.last_commit)
+        )
+        stranger = sign_vote(key(77), network_id, VoteKind.PREVOTE, 1, 0, NO_BLOCK)
+        for method, message in (("vote", stranger), ("proposal", forged), ("proposal", mixed), ("proposal", good)):
+            await session.notify(f"chain.{method}", encode_record(message))
+        with trio.fail_after(PATIENCE_S):
+            while not one.chain._rounds.proposals:  # noqa: ASYNC110  # nothing signals what is heard
+                await trio.sleep(0.01)
+        assert one.chain._rounds.proposals == {0: good}
+        assert one.peers.counters.notices_refused == 3
 
 
 async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
