@@ -67,6 +67,23 @@ def test_events_are_numbered_and_filtered_by_name(client: Client) -> None:
     assert client.get("/v1/events", {"since": again["last"]})["events"] == []
 
 
+def test_many_patterns_are_refused(client: Client) -> None:
+    """More than can be compared with thousands of names while others wait; stars without end are no trouble."""
+    assert client.get("/v1/events", {"names": "*a" * 500})["events"] == []
+    with pytest.raises(DaemonRefused, match="up to 16 patterns") as caught:
+        client.get("/v1/events", {"names": ",".join(f"a{number}*" for number in range(17))})
+    assert (caught.value.status, caught.value.code) == (400, "bad_request")
+
+
+def test_names_fit_as_file_names_do(client: Client) -> None:
+    """Stars, question marks and sets, in whole names, and one of several patterns is enough."""
+    log = structlog.get_logger()
+    for name in ("fit.one", "fit.two", "fit.three", "misfit.one"):
+        log.info(name)
+    found = client.get("/v1/events", {"names": "fit.t*,fit.[on]?e"})["events"]
+    assert [one["event"] for one in found] == ["fit.one", "fit.two", "fit.three"]
+
+
 def test_a_follower_goes_on_where_it_was(daemon: tuple[Path, SmallNode], client: Client) -> None:
     """A second stream that names the last event that it saw gets the rest, once each, live ones too."""
     log = structlog.get_logger()
