@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sys
 import threading
 import time
 from collections import deque
@@ -101,7 +102,7 @@ class LimitsWatch:
                 "threads": threading.active_count(),
                 "torch_threads": config.compute.torch_threads,
             },
-            "gpu": {"memory_share": config.limits.gpu_memory_share},
+            "gpu": {"memory_share": config.limits.gpu_memory_share, "used_bytes": gpu_bytes()},
             "network": {
                 **{f"{name}_bytes": count for name, count in self._traffic().items()},
                 "upload_limit_bytes_per_s": _bytes(config.limits.upload_kib_per_s, 1024),
@@ -121,6 +122,14 @@ def _bytes(limit: int | None, unit: int = MIB) -> int | None:
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def gpu_bytes() -> int:
+    """What torch holds of CUDA devices' memory; 0 where no role has loaded torch, or there is no device."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(int(torch.cuda.memory_reserved(device)) for device in range(torch.cuda.device_count()))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -175,6 +175,9 @@ def _prepare_torch(config: Config) -> None:
     import torch
 
     torch.set_num_threads(config.compute.torch_threads)
+    if config.limits.gpu_memory_share < 1:
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.set_per_process_memory_fraction(config.limits.gpu_memory_share, device)
 
 
 def _open_expert(section: ExpertSection, config: Config) -> HostedExpert:

@@ -134,6 +134,8 @@ class Services:
         """Take the node's standing into the metrics, as it is now."""
         status = msgspec.convert(await self.plane.status(), StatusAnswer)
         self.metrics.take(status, self.desk.resources(), self.logs.limiter.left_out)
+        experts = await self.plane.experts()
+        self.metrics.take_experts(row for row in experts if row["node_id"] == status.node_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -43,7 +43,7 @@ class ControlMetrics:
         self._connections = Gauge("moed_control_connections", "Open connections on the socket", registry=registry)
         self._height = Gauge("moed_chain_height", "Height of the last final block", registry=registry)
         self._lag = Gauge("moed_chain_lag_blocks", "Blocks that peers have and this node has not", registry=registry)
-        self._used = Gauge("moed_used_bytes", "Memory and disk that the daemon takes", ["what"], registry=registry)
+        self._used = Gauge("moed_used_bytes", "Memory, disk and GPU memory taken", ["what"], registry=registry)
         self._limit = Gauge("moed_limit_bytes", "What it may take of them", ["what"], registry=registry)
         self._traffic = Gauge(
             "moed_session_traffic_bytes", "Bytes over sessions since the start", ["direction"], registry=registry
@@ -52,6 +52,10 @@ class ControlMetrics:
         self._left_out = Gauge(
             "moed_log_lines_left_out", "Log lines left out because there were too many", ["event"], registry=registry
         )
+        own = ["expert"]
+        self._queue = Gauge("moed_expert_queue_seconds", "How long a request waits", own, registry=registry)
+        self._rows = Gauge("moed_expert_rows_served", "Rows answered since the start", own, registry=registry)
+        self._steps = Gauge("moed_expert_training_steps", "Training steps", own, registry=registry)
         self._peers = Gauge("moed_peers", "Peers with a session", registry=registry)
         self._ready = Gauge("moed_ready", "1 when the node can be used", registry=registry)
         self._uptime = Gauge("moed_uptime_seconds", "Time since the start", registry=registry)
@@ -90,11 +94,23 @@ class ControlMetrics:
             self._used.labels(what).set(resources[what]["used_bytes"])
             limit = resources[what]["limit_bytes"]
             self._limit.labels(what).set(math.inf if limit is None else limit)
+        self._used.labels("gpu").set(resources["gpu"]["used_bytes"])
         for direction in ("sent", "received"):
             self._traffic.labels(direction).set(resources["network"][f"{direction}_bytes"])
         self._loop_lag.set(resources["loop_lag_ms"]["max"] / 1000)
         for name, count in left_out.items():
             self._left_out.labels(name).set(count)
+
+    def take_experts(self, experts: Iterable[Mapping[str, Any]]) -> None:
+        """What this node's own experts did and how long requests wait for them."""
+        for row in experts:
+            for gauge, field, unit in (
+                (self._queue, "queue_delay_ms", 1e-3),
+                (self._rows, "rows_served", 1.0),
+                (self._steps, "training_steps", 1.0),
+            ):
+                if row.get(field) is not None:
+                    gauge.labels(row["name"]).set(row[field] * unit)
 
     def render(self) -> bytes:
         """The text for Prometheus."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -359,6 +360,29 @@ def test_a_terminal_gets_a_table_with_rules(home: Path) -> None:
     os.close(master)
     assert "────" in shown.decode()
     assert "prose" in shown.decode()
+
+
+def test_top_lives_on_the_whole_screen_until_it_is_interrupted(home: Path) -> None:
+    """It takes the other screen of the terminal, draws again and again, and gives the first one back."""
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "moed.daemon.ctl", "--home", str(home), "top", "--interval", "0.2"],
+        stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+    ) as process:  # fmt: skip
+        os.close(slave)
+        shown = b""
+        while shown.count(b"this machine") < 2:
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                shown += os.read(master, 65536)
+            except OSError:  # the terminal's last writer has left
+                break
+        assert process.wait(20) == 130
+    os.close(master)
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"ranking after epoch") < shown.index(b"\x1b[?1049l")
+    assert b"Traceback" not in shown
 
 
 @pytest.mark.parametrize(
