@@ -70,6 +70,7 @@ class Connection:
         self._dispatcher = dispatcher
         self._gate = gate
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._wants_no_body = False
 
     async def run(self) -> None:
         """Returns when the connection is over; the caller closes the stream. Raises `ClientGone`."""
@@ -134,6 +135,7 @@ class Connection:
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None
+        self._wants_no_body = event.method == b"HEAD"
         headers: dict[str, str] = {}
         for name, value in event.headers:
             headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
@@ -178,7 +180,8 @@ class Connection:
         # After a refusal bytes of the body may still be on their way, and while stopping no request may follow.
         if self._gate.is_draining or self._http.their_state is not h11.DONE:
             headers.append(("connection", "close"))
-        parts = (h11.Response(status_code=body.status, headers=headers), h11.Data(data=body.data), h11.EndOfMessage())
+        data = b"" if self._wants_no_body else body.data
+        parts = (h11.Response(status_code=body.status, headers=headers), h11.Data(data=data), h11.EndOfMessage())
         await self._write(b"".join(self._http.send(part) or b"" for part in parts))
 
     async def _send_events(self, answer: Events) -> None:

@@ -35,6 +35,7 @@ logger = structlog.get_logger()
 
 # Names that a client of this socket may put into Host; a browser can be brought here only under another one.
 LOCAL_HOSTS = frozenset({"", "localhost", "moed", "moed.sock", "127.0.0.1", "[::1]"})
+MAX_QUERY_FIELDS = 32
 _BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site")
 
 
@@ -154,14 +155,19 @@ def _question(route: Route, head: Head, body: bytes) -> msgspec.Struct:
     """The typed question of a request. Raises `ControlRefused` naming the field that is wrong."""
     if route.method == "GET":
         # `?follow` alone means yes.
-        pairs = parse_qsl(head.target.partition("?")[2], keep_blank_values=True, max_num_fields=32)
+        try:
+            pairs = parse_qsl(head.target.partition("?")[2], keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
+        except ValueError:
+            raise ControlRefused(
+                400, "bad_request", f"the query has over {MAX_QUERY_FIELDS} fields", "ask for less"
+            ) from None
         raw: Any = {name: value or "true" for name, value in pairs}
     elif route.question is NoQuestion:
         return NoQuestion()
     else:
         try:
             raw = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ControlRefused(400, "bad_request", f"the body is no JSON: {error}", "send one JSON object") from None
     try:
         return msgspec.convert(raw, route.question, strict=route.method != "GET")

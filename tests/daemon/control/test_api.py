@@ -171,6 +171,8 @@ def test_metrics_name_the_node_and_count_requests(socket_path: Path) -> None:
         (get("/v1/complete", "Content-Length: 4", method="POST") + "null", (400, "bad_request")),
         (get("/v1/complete", "Content-Length: 14", method="POST") + '{"prompt":1.5}', (400, "bad_request")),
         (get("/v1/complete", "Content-Length: 2", method="POST") + "\udcff\udcff", (400, "bad_request")),
+        (get("/v1/complete", "Content-Length: 200000", method="POST") + "[" * 200_000, (400, "bad_request")),
+        (get("/v1/status?" + "&".join(f"x{number}" for number in range(33))), (400, "bad_request")),
         ("GET /v1/status\r\n\r\n", (400, "bad_request")),
         ("\x16\x03\x01\x02\x00\x01\r\n\r\n", (400, "bad_request")),
         (get("/" + "x" * 200_000), (431, "bad_request")),
@@ -182,6 +184,13 @@ def test_what_is_wrong_gets_its_status_and_code(
     """Unknown places, methods, hosts, origins and fields: a typed refusal, then the next caller is served."""
     assert code_of(ask(socket_path, request_text.encode("utf-8", "surrogateescape"))) == expected
     assert ask(socket_path, get("/v1/status"))[0] == 200
+
+
+def test_a_head_is_answered_without_a_body(socket_path: Path) -> None:
+    """The words of the refusal stay away, as the method asks; their length is told."""
+    status, headers, body = ask(socket_path, get("/v1/status", method="HEAD"))
+    assert (status, body) == (405, b"")
+    assert int(headers["content-length"]) > 0
 
 
 @pytest.mark.parametrize("host", ["localhost", "moed", "LOCALHOST:80", "127.0.0.1:1", "[::1]", ""])
