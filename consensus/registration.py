@@ -12,6 +12,7 @@ from .state import (
     Overlay,
     Pool,
     Position,
+    StateReader,
     Totals,
     change,
     neuron_key,
@@ -50,17 +51,12 @@ def register(
 
     Raises `AlreadyRegistered`, `NotPermitted`, `TooManyRegistrations`, `NoFreeSlot` or `InsufficientBalance`.
     """
-    account, name = read_account(state, key), pool_of(state, key)
-    pool = read_pool(state, name)
-    held = account.uid if account.uid is not None else pool.uid
-    if held is not None:
-        raise AlreadyRegistered("uid of the key, or of the stake behind it", None, held)
-    _check_last_owner(account, pool, owner, payer)
+    check_registration(state, key, owner, payer)
     totals = read_totals(state)
     limit = params.max_registrations_per_block
     if totals.registrations_in_block >= limit:
         raise TooManyRegistrations("registrations in this block", f"under {limit}", totals.registrations_in_block)
-    uid = totals.uids
+    name, uid = pool_of(state, key), totals.uids
     if uid == params.max_uids:
         # paid first: whoever cannot pay must not cost the work of a replacement
         totals = _burn(state, payer, totals, params, height)
@@ -72,6 +68,16 @@ def register(
     state.put(neuron_key(uid), neuron)
     put_account(state, key, change(read_account(state, key), uid=uid))
     state.put(pool_key(name), change(read_pool(state, name), uid=uid))
+
+
+def check_registration(state: StateReader, key: bytes, owner: bytes, payer: bytes) -> None:
+    """Whether ``key`` may have a uid at all, whatever it costs. Raises `AlreadyRegistered` or `NotPermitted`."""
+    account = read_account(state, key)
+    pool = read_pool(state, pool_of(state, key))
+    held = account.uid if account.uid is not None else pool.uid
+    if held is not None:
+        raise AlreadyRegistered("uid of the key, or of the stake behind it", None, held)
+    _check_last_owner(account, pool, owner, payer)
 
 
 def _check_last_owner(account: Account, pool: Pool, owner: bytes, payer: bytes) -> None:

@@ -16,6 +16,7 @@ from .state import (
     Overlay,
     Pool,
     Position,
+    StateReader,
     change,
     neuron_key,
     pool_key,
@@ -119,14 +120,9 @@ def add_dividends(state: Overlay, neuron: Neuron, units: int, params: ChainParam
         _hold(state, name, neuron.payee, bought)
 
 
-def slash(state: Overlay, evidence: Evidence, params: ChainParams, height: int) -> int:
-    """Punish the stake behind a key that signed twice; returns the units that went to the treasury.
-
-    One punishment covers everything up to its block. The permit goes too, until the next epoch draws permits.
-    Raises `EvidenceRefused`.
-    """
-    name = pool_of(state, evidence.validator)
-    pool = read_pool(state, name)
+def check_evidence(state: StateReader, evidence: Evidence, params: ChainParams, height: int) -> None:
+    """Raise `EvidenceRefused` unless a block at ``height`` may slash for it; who signed what was checked before."""
+    pool = read_pool(state, pool_of(state, evidence.validator))
     oldest = height - params.unbonding_blocks
     if not oldest <= evidence.height <= height:
         raise EvidenceRefused("height of the offence", f"{max(1, oldest)} to {height}", evidence.height)
@@ -134,6 +130,17 @@ def slash(state: Overlay, evidence: Evidence, params: ChainParams, height: int) 
         raise EvidenceRefused("last seat of the accused among the validators", "at that height", pool.seated)
     if pool.punished is not None and evidence.height <= pool.punished:
         raise EvidenceRefused("height of an offence not yet punished", f"over {pool.punished}", evidence.height)
+
+
+def slash(state: Overlay, evidence: Evidence, params: ChainParams, height: int) -> int:
+    """Punish the stake behind a key that signed twice; returns the units that went to the treasury.
+
+    One punishment covers everything up to its block. The permit goes too, until the next epoch draws permits.
+    Raises `EvidenceRefused`.
+    """
+    check_evidence(state, evidence, params, height)
+    name = pool_of(state, evidence.validator)
+    pool = read_pool(state, name)
     bonded, leaving = (units * params.slash_ppm // 1_000_000 for units in (pool.stake, pool.leaving))
     _put(state, name, change(pool, stake=pool.stake - bonded, leaving=pool.leaving - leaving, punished=height))
     fill_treasury(state, bonded + leaving)

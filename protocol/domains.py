@@ -21,6 +21,7 @@ class Domain(Enum):
     TRANSACTION = b"moed transaction v1"
     WEIGHTS_COMMITMENT = b"moed weights commitment v1"
     TRANSACTIONS_ROOT = b"moed transactions root v1"
+    TRANSACTION_ORDER = b"moed transaction order v1"
     STATE_VALUE = b"moed state value v1"
     STATE_BUCKET = b"moed state bucket v2"
     STATE_PLACE = b"moed state place v1"
