@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .config_sections import (
     DEFAULT_PORT,
     ComputeSection,
     ExpertSection,
+    GradientsSection,
+    LayerSection,
     LimitsSection,
     LogSection,
     NodeSection,
@@ -44,6 +47,9 @@ __all__ = [
 ]
 
 
+MAX_LAYERS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Everything that a start of the daemon depends on; paths are absolute, ``home`` is where the rest lies."""
@@ -55,6 +61,8 @@ class Config:
     compute: ComputeSection
     limits: LimitsSection
     experts: tuple[ExpertSection, ...]
+    layers: tuple[LayerSection, ...]
+    gradients: GradientsSection
     validator: ValidatorSection
 
     @property
@@ -142,6 +150,16 @@ def _override(raw: dict[str, Any], key: str, value: Any) -> None:
         table[name] = value
 
 
+def layer_names(pattern: str) -> list[str]:
+    """The names that ``"ffn.[0-3].[0-7]"`` stands for, at most `MAX_LAYERS` of them; a plain name stands for itself."""
+    names = [""]
+    for part in re.split(r"(\[\d+-\d+\])", pattern):
+        numbers = re.fullmatch(r"\[(\d+)-(\d+)\]", part)
+        choices = [str(one) for one in range(int(numbers[1]), int(numbers[2]) + 1)] if numbers else [part]
+        names = [name + choice for name in names for choice in choices][:MAX_LAYERS]
+    return names
+
+
 def _check_sections(sections: Sections, complaints: Complaints) -> None:
     """What one key's type cannot say. Raises `ConfigError`."""
     try:
@@ -166,5 +184,10 @@ def _check_sections(sections: Sections, complaints: Complaints) -> None:
                 f"experts[{index}].name", f"two experts are called {expert.name!r}", "give each its own name"
             )
         names.add(expert.name)
-    if sections.node.role == "miner" and not sections.experts:
+    for index, layer in enumerate(sections.layers):
+        for name in layer_names(layer.name):
+            if name in names:
+                raise complaints.wrong(f"layers[{index}].name", f"two are called {name!r}", "give each its own name")
+            names.add(name)
+    if sections.node.role == "miner" and not names:
         raise complaints.wrong("node.role", "a miner needs an expert to serve", "add a section [[experts]]")

@@ -90,15 +90,15 @@ class LimitsSection(_Section, frozen=True, kw_only=True):
     ] = None
     disk_mib: Annotated[
         Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
-        Meta(**_key("what the home may hold; the daemon stops in order over it", "16 and more, up to 2^40, in MiB")),
+        Meta(**_key("what the home may hold; the daemon stops in order over it", "16 and more, to 2^40 MiB")),
     ] = None
     upload_kib_per_s: Annotated[
         Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
-        Meta(**_key("bytes sent to peers over sessions", "16 and more, up to 2^40, in KiB a second")),
+        Meta(**_key("bytes sent to peers over sessions", "16 and more, to 2^40 KiB a second")),
     ] = None
     download_kib_per_s: Annotated[
         Annotated[int, Meta(ge=16, le=MAX_LIMIT)] | None,
-        Meta(**_key("bytes taken from peers over sessions", "16 and more, up to 2^40, in KiB a second")),
+        Meta(**_key("bytes taken from peers over sessions", "16 and more, to 2^40 KiB a second")),
     ] = None
     gpu_memory_share: Annotated[
         float, Meta(gt=0, le=1, **_key("share of a CUDA device's memory that torch may take", "over 0, up to 1"))
@@ -143,6 +143,45 @@ class ExpertSection(_Section, frozen=True, kw_only=True):
     max_sequence_bytes: Annotated[int, Meta(ge=2, le=65536, **_key("most bytes in one row", "2 to 65536"))] = 256
 
 
+class LayerSection(_Section, frozen=True, kw_only=True):
+    """Layers of kind hidden that a miner serves to other people's models; a double-bracketed section for each kind."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9][a-z0-9_.-]*(\.\[\d{1,4}-\d{1,4}\])*$",
+            max_length=80,
+            **_key(
+                'one name, or a part of a grid: "ffn.[0-3].[0-7]" is 32 layers', "a-z, 0-9, _ . -, ranges at the end"
+            ),
+        ),
+    ]
+    layer: Annotated[
+        Literal["ffn", "block"],
+        Meta(**_key("what each computes: a feed-forward step, or a transformer block over the rows", "ffn or block")),
+    ] = "ffn"
+    width: Annotated[int, Meta(ge=1, le=65536, **_key("numbers in one row, in and out", "1 to 65536"))]
+    max_rows: Annotated[int, Meta(ge=1, le=65536, **_key("most rows in one request", "1 to 65536"))] = 1024
+    learning_rate: Annotated[
+        float, Meta(ge=0, le=1, **_key("how far a caller's gradient moves the weights; 0 keeps them", "0 to 1"))
+    ] = 1e-3
+
+
+class GradientsSection(_Section, frozen=True, kw_only=True):
+    """Who may send gradients to this miner's layers, which learn from them."""
+
+    stranger_share: Annotated[
+        float,
+        Meta(ge=0, le=1, **_key("share of the device's time for callers without stake, all together", "0 to 1")),
+    ] = 0.0
+    caller_share: Annotated[
+        float, Meta(gt=0, le=1, **_key("share of the device's time for any one caller", "over 0, to 1"))
+    ] = 1.0
+    burst_s: Annotated[
+        float, Meta(gt=0, le=3600, **_key("seconds of it that may be used at once", "over 0, to 3600"))
+    ] = 2.0
+
+
 class ValidatorSection(_Section, frozen=True, kw_only=True):
     """How a validator draws its batches, trains its gate and measures miners."""
 
@@ -184,6 +223,8 @@ class Sections(_Section, frozen=True, kw_only=True):
     compute: ComputeSection = ComputeSection()
     limits: LimitsSection = LimitsSection()
     experts: tuple[ExpertSection, ...] = ()
+    layers: tuple[LayerSection, ...] = ()
+    gradients: GradientsSection = GradientsSection()
     validator: ValidatorSection = ValidatorSection()
 
 
@@ -192,6 +233,7 @@ PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("log", LogSection),
     ("compute", ComputeSection),
     ("limits", LimitsSection),
+    ("gradients", GradientsSection),
     ("validator", ValidatorSection),
 )
 """The sections that stand once, in the order of the file."""

@@ -45,12 +45,12 @@ class Known:
 class Discovery:
     """Keeps our record published and sessions open to the peers that the DHT names.
 
-    ``describe`` makes our record anew (addresses, roles, capacity, experts, load) and ``topics`` are entered beside
-    `TOPIC_HERE`; whoever starts it sets both before `run`.
+    ``describe`` makes our record anew (addresses, roles, capacity, experts, load) and ``topics`` are entered, each with
+    its note, beside `TOPIC_HERE`; whoever starts it sets both before `run`.
     """
 
     describe: Callable[[], PeerRecord]
-    topics: tuple[str, ...] = ()
+    topics: Mapping[str, bytes] = {}
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Discovery:
     async def publish(self) -> None:
         """Publish our record and enter our topics now."""
         accepted = await self._dht.publish_peer(self.describe())
-        for topic in (TOPIC_HERE, *self.topics):
-            await self._dht.announce(topic)
+        for topic, note in {TOPIC_HERE: b"", **self.topics}.items():
+            await self._dht.announce(topic, note)
         # one set of one node holds 64 owners; the parts hold everybody, for those who want to list them all
         await self._dht.announce_in_part(TOPIC_HERE)
         logger.debug("discovery.published", accepted_by=accepted)

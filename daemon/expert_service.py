@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
-from moed.models.batching import STAKE_FLOOR
-from moed.models.errors import ExpertError, NoBackward, RequestRefused, UnknownExpert
+from moed.models.errors import ExpertError, RequestRefused, UnknownExpert
 from moed.protocol.codec import convert_record
 from moed.protocol.experts import (
     BACKWARD,
@@ -24,6 +22,7 @@ from moed.protocol.experts import (
 )
 from moed.protocol.tensors import Codec
 
+from .gradient_budget import BackwardBudget
 from .network.calls import Call, Handler, Method, Refused, Reply
 from .runtime import Runtime
 
@@ -32,36 +31,6 @@ if TYPE_CHECKING:
     from moed.protocol.tensors import Array
 
 _CODECS = {"float32": Codec.NONE, **{codec.wire_name: codec for codec in Codec if codec is not Codec.NONE}}
-
-
-@dataclass(slots=True)
-class BackwardBudget:
-    """How much of the device's time callers without stake may spend on backward passes.
-
-    ``stranger_share`` 0, the default, refuses them; a share lets them use so much of the time on average, and up to
-    ``burst_s`` at once. Whoever holds at least `STAKE_FLOOR` of the stake is bounded by the fair queue alone.
-    """
-
-    stranger_share: float = 0.0
-    burst_s: float = 2.0
-    _balance_s: float = 0.0
-    _at_s: float | None = None
-
-    def check(self, stake_share: float, now_s: float) -> None:
-        """Raise `NoBackward` for a caller who gets none now."""
-        if stake_share >= STAKE_FLOOR:
-            return
-        if self.stranger_share <= 0:
-            raise NoBackward("this node gives gradients only to callers with stake")
-        earned_s = self.burst_s if self._at_s is None else (now_s - self._at_s) * self.stranger_share
-        self._balance_s, self._at_s = min(self._balance_s + earned_s, self.burst_s), now_s
-        if self._balance_s <= 0:
-            raise NoBackward("callers without stake have used up what this node spends on their gradients")
-
-    def charge(self, stake_share: float, busy_s: float) -> None:
-        """Count device time that a caller used."""
-        if stake_share < STAKE_FLOOR:
-            self._balance_s -= busy_s
 
 
 class ExpertService:
@@ -126,7 +95,7 @@ class ExpertService:
         inputs, gradients = call.tensors
         share = self._stake_share(call.peer.public_key)
         try:
-            self._budget.check(share, trio.current_time())
+            self._budget.check(call.peer.public_key, share, trio.current_time())
             learned = await self._runtime.backward(
                 request.expert,
                 inputs,
@@ -137,7 +106,7 @@ class ExpertService:
             )
         except (ExpertError, RequestRefused) as error:
             raise Refused(error.code, str(error)) from error
-        self._budget.charge(share, learned.busy_s)
+        self._budget.charge(call.peer.public_key, share, learned.busy_s)
         return self._reply(learned.gradients, request.codec)
 
     async def _info(self, call: Call) -> Reply:

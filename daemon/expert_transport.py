@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 import trio
@@ -21,6 +21,8 @@ from moed.protocol.handshake import SessionLimits
 from moed.protocol.identity import Identity, NodeId
 from moed.protocol.tensors import Codec
 
+from .grid_finder import GridFinder
+from .network.dht import Dht
 from .network.errors import CallError, DialFailed, RemoteRefusal
 from .network.peers import Peer, Peers
 from .remote_experts import Answered, Asked, ExpertClient
@@ -47,12 +49,14 @@ class _Running:
     token: trio.lowlevel.TrioToken
     stop: trio.Event
     client: ExpertClient
+    finder: GridFinder | None
     serving: dict[str, list[Peer]] = field(default_factory=dict)
 
 
 class ThreadTransport:
     """Keeps a session with each place, knows which experts are there, and asks them from whatever thread calls.
 
+    With ``bootstrap``, nodes of the network to join through, it finds the experts of grids in the DHT as well.
     Use it as a context manager, or `close` it. A place that is lost is left out at once and dialled again.
     """
 
@@ -60,8 +64,9 @@ class ThreadTransport:
         self,
         identity: Identity,
         network_id: bytes,
-        places: Sequence[Place],
+        places: Sequence[Place] = (),
         *,
+        bootstrap: Sequence[Address] = (),
         codec: Codec = Codec.NONE,
         hedge_after_s: float = float("inf"),
         limits: SessionLimits | None = None,
@@ -71,6 +76,7 @@ class ThreadTransport:
         self._identity = identity
         self._network_id = network_id
         self._places = tuple(places)
+        self._bootstrap = tuple((one.host, one.port) for one in bootstrap)
         self._codec = codec
         self._hedge_after_s = hedge_after_s
         self._limits = limits
@@ -81,7 +87,8 @@ class ThreadTransport:
         self._thread = threading.Thread(target=trio.run, args=(self._run,), name="moed transport", daemon=True)
         self._thread.start()
         self._is_up.wait()
-        self._has_met_all.wait(ready_timeout_s)
+        if self._places:
+            self._has_met_all.wait(ready_timeout_s)
 
     def reachable(self) -> Collection[str]:
         """The experts that can be asked now."""
@@ -90,7 +97,12 @@ class ThreadTransport:
 
     def live(self, prefixes: Collection[str]) -> Mapping[str, Collection[int]]:
         """What of a grid can be asked now, right below each prefix."""
-        return children_of(self.reachable(), prefixes)
+        known = children_of(self.reachable(), prefixes)
+        running = self._running
+        if running is None or running.finder is None:
+            return known
+        found = trio.from_thread.run(running.finder.live, prefixes, trio_token=running.token)
+        return {prefix: known[prefix].union(found[prefix]) for prefix in prefixes}
 
     def ask(
         self, asks: Sequence[Ask], patience: Patience, is_enough: Callable[[Collection[int]], bool]
@@ -101,7 +113,8 @@ class ThreadTransport:
             return [NoAnswer("stopping", "the transport is closed")] * len(asks)
         wanted = [Asked(one.expert, one.inputs, one.gradients) for one in asks]
         call = partial(
-            running.client.ask_many,
+            self._ask,
+            running,
             wanted,
             deadline_s=patience.deadline_s,
             grace_s=patience.grace_s,
@@ -127,6 +140,12 @@ class ThreadTransport:
 
     # -- on the trio thread ----------------------------------------------------------------------------------------
 
+    @staticmethod
+    async def _ask(running: _Running, wanted: Sequence[Asked], **terms: Any) -> list[Answered | CallError]:
+        if running.finder is not None:
+            await running.finder.meet({one.expert for one in wanted})
+        return await running.client.ask_many(wanted, **terms)
+
     async def _run(self) -> None:
         serving: dict[str, list[Peer]] = {}
         peers = Peers(
@@ -136,18 +155,37 @@ class ThreadTransport:
             random_bytes=os.urandom,
             on_disconnected=partial(_forget, serving),
         )
-        client = ExpertClient(
-            lambda expert: serving.get(expert, ()), codec=self._codec, hedge_after_s=self._hedge_after_s
-        )
-        running = _Running(trio.lowlevel.current_trio_token(), trio.Event(), client, serving)
+        dht = Dht(self._identity, self._network_id) if self._bootstrap else None
+        finder = GridFinder(dht, peers) if dht is not None else None
+
+        def locate(expert: str) -> Sequence[Peer]:
+            found = finder.locate(expert) if finder is not None else ()
+            return [*serving.get(expert, ()), *found]
+
+        client = ExpertClient(locate, codec=self._codec, hedge_after_s=self._hedge_after_s)
+        running = _Running(trio.lowlevel.current_trio_token(), trio.Event(), client, finder, serving)
         async with trio.open_nursery() as nursery:
             await nursery.start(peers.run, [])
+            if dht is not None and finder is not None:
+                await nursery.start(self._join, dht)
+                nursery.start_soon(finder.run)
             self._running = running
             self._is_up.set()
             for place in self._places:
                 nursery.start_soon(self._keep_session, peers, place, running)
             await running.stop.wait()
             nursery.cancel_scope.cancel()
+
+    async def _join(self, dht: Dht, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a client of the DHT: we ask, and nobody keeps us as a contact."""
+        dht.is_client = True
+        family = trio.socket.AF_INET6 if ":" in self._bootstrap[0][0] else trio.socket.AF_INET
+        socket = trio.socket.socket(family, trio.socket.SOCK_DGRAM)
+        async with trio.open_nursery() as nursery:
+            await socket.bind(("", 0))
+            await nursery.start(dht.run, socket)
+            await dht.join(self._bootstrap)
+            task_status.started()
 
     async def _keep_session(self, peers: Peers, place: Place, running: _Running) -> None:
         while True:

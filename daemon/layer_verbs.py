@@ -48,4 +48,31 @@ def dmoe(seeds: int, nodes: tuple[int, ...], json_file: Path | None) -> None:
     _finish(found, json_file, plot_dmoe)
 
 
-LAYER_VERBS: list[click.Command] = [dmoe]
+@click.command()
+@click.option("--seed", type=click.IntRange(0, 1 << 32), default=0, show_default=True, help="Decides model and victim.")
+@click.option("--before", "before_s", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="Seconds.")
+@click.option("--after", "after_s", type=click.FloatRange(3, 3600), default=20.0, show_default=True, help="Seconds.")
+@click.option("--json", "json_file", type=FILE, help="Write the numbers to this file, and a .png beside it.")
+@plain_errors
+def failure(seed: int, before_s: float, after_s: float, json_file: Path | None) -> None:
+    """Four real servers of experts, one of them killed while a model learns through them.
+
+    \b
+    moed experiment failure --json failure.json
+    """
+    from . import tables
+    from .dmoe.plot import plot_failure
+    from .experiment_plots import check_plots
+    from .failure_experiment import failure as play
+    from .failure_experiment import failure_tables
+    from .logs import configure_logging
+
+    configure_logging("error")
+    if json_file is not None:
+        check_plots()
+    found = play(seed=seed, before_s=before_s, after_s=after_s, say=lambda text: click.echo(text, err=True))
+    tables.show(failure_tables(found))
+    _finish(found, json_file, plot_failure)
+
+
+LAYER_VERBS: list[click.Command] = [dmoe, failure]

@@ -14,7 +14,8 @@ from moed.consensus.transactions import Register
 
 from .chain import Chain
 from .exchange import Exchange
-from .expert_service import BackwardBudget, ExpertService
+from .expert_service import ExpertService
+from .gradient_budget import BackwardBudget
 from .network.calls import Handler, Method
 from .runtime import Runtime
 

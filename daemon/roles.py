@@ -50,7 +50,7 @@ class Role:
     mixture: Mixture
     handlers: Mapping[str, Handler | Method] = field(default_factory=dict)
     services: Mapping[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
-    topics: tuple[str, ...] = ()
+    topics: Mapping[str, bytes] = field(default_factory=dict)
     describe: Callable[[PeerRecord], PeerRecord] = _as_it_is
     work: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     """What each of our own experts has done, by its name."""
@@ -84,6 +84,8 @@ def _miner(node: Surroundings) -> Role:
 
     from .asking import Panel
     from .exchange import Exchange, teachers_of
+    from .expert_grid import grid_topics
+    from .layer_role import gradient_budget, open_layers
     from .miner import Miner
     from .runtime import Runtime, RuntimeConfig
 
@@ -95,7 +97,8 @@ def _miner(node: Surroundings) -> Role:
         for one in hosted
     }
     share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
-    runtime = Runtime(hosted, RuntimeConfig(training_share=share))
+    layers = open_layers(node.config)
+    runtime = Runtime([*hosted, *layers], RuntimeConfig(training_share=share))
     panel = Panel(node.chain, node.peers, node.discovery, node.identity.public_key)
     budgets = {section.name: section.exchange_rows_per_minute for section in node.config.experts}
     exchanges = {
@@ -107,7 +110,8 @@ def _miner(node: Surroundings) -> Role:
         for one in hosted
         if one.study is not None
     }
-    miner = Miner(node.chain, runtime, node.identity.public_key, exchanges=exchanges)
+    budget = gradient_budget(node.config)
+    miner = Miner(node.chain, runtime, node.identity.public_key, backward=budget, exchanges=exchanges)
     domains = {section.name: section.domain or "files" for section in node.config.experts}
 
     def describe(record: PeerRecord) -> PeerRecord:
@@ -123,7 +127,7 @@ def _miner(node: Surroundings) -> Role:
             )
             for one in hosted
         )
-        waiting = load.waiting_rows / sum(one.info.takes.max_rows for one in hosted)
+        waiting = load.waiting_rows / sum(one.takes.max_rows for one in runtime.infos())
         return msgspec.structs.replace(record, devices=_devices(devices), experts=experts, load=waiting)
 
     logger.info("miner.prepared", experts=[one.name for one in hosted], devices=[device.name for device in devices])
@@ -131,7 +135,7 @@ def _miner(node: Surroundings) -> Role:
         mixture=ForwardedMixture(node.chain, node.peers),
         handlers=miner.handlers(),
         services={"miner": miner.run},
-        topics=(TOPIC_EXPERT,),
+        topics={**({TOPIC_EXPERT: b""} if hosted else {}), **grid_topics([one.name for one in layers])},
         describe=describe,
         work=miner.work,
     )

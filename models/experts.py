@@ -131,7 +131,7 @@ class GruExpert(nn.Module):
         return functional.log_softmax(self.head(hidden) + self.direct_head(embedded), dim=-1)
 
 
-class _Block(nn.Module):
+class CausalBlock(nn.Module):
     """Causal self-attention and a feed-forward step, each on a normalised copy and added back."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -163,7 +163,7 @@ class TransformerExpert(nn.Module):
         self.context_bytes = config.context_bytes
         self.embedding = nn.Embedding(BYTE_VALUES, config.width)
         self.positions = nn.Embedding(config.context_bytes, config.width)
-        self.blocks = nn.ModuleList(_Block(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(CausalBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, BYTE_VALUES)
 

@@ -103,7 +103,10 @@ def dmoe_tables(found: dict[str, Any]) -> list[Table]:
         for name in ("calm", "hard")
         for values in [[run[name]["accuracy"] for run in found["convergence"]]]
     ]
-    speeds = [[f"{one['mean_delay_s']:g}", f"{one['rows_per_s']:.0f}"] for one in found["throughput"]]
+    speeds = [
+        [f"{one['mean_delay_s']:g}", f"{one['rows_per_s']:.0f}", f"{one['calls_left_out']:.1%}"]
+        for one in found["throughput"]
+    ]
     searches = [
         [str(one["nodes"]), kind, *(f"{one[kind][name]:.3f}" for name in ("p50_s", "p95_s", "recall"))]
         for one in found["search"]
@@ -116,7 +119,7 @@ def dmoe_tables(found: dict[str, Any]) -> list[Table]:
     return [
         Table("Learning digits through 64 remote experts, top 4", heads, runs),
         Table("Held-out accuracy, mean ± deviation", ("links", ">accuracy"), spreads),
-        Table(f"Throughput with {CROWD} batches under way", (">mean delay (s)", ">rows/s"), speeds),
+        Table(f"Throughput with {CROWD} batches under way", (">mean delay (s)", ">rows/s", ">calls left out"), speeds),
         Table("Cold search for the best 4", (">nodes", "beam", ">p50 (s)", ">p95 (s)", ">recall"), searches),
         Table("Promised", ("what", ">value", ">target", "met"), verdicts),
     ]

@@ -53,3 +53,19 @@ def plot_dmoe(found: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.title.set_fontsize(10)
     save_figure(figure, path)
+
+
+def plot_failure(found: dict[str, Any], path: Path) -> None:
+    """Rows learned from, before and after one server is killed. Raises as `plot_dmoe`."""
+    figure, axes = new_figure(8, 4)
+    axes.plot(*zip(*found["rates"], strict=True), color=_CALM)
+    axes.axvline(0, color=_HARD, linewidth=0.9, linestyle="--")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"seconds after one of {found['servers']} servers was killed")
+    axes.set_ylabel("rows learned from per second")
+    axes.set_title(
+        f"Recovered after {found['recovered_after_s']:.1f} s; rows that were not finite: {found['rows_not_finite']}",
+        fontsize=11,
+    )
+    axes.grid(alpha=0.25)
+    save_figure(figure, path)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moed.daemon.config import Config, load_config, write_default
+from moed.daemon.config import MAX_LAYERS, Config, layer_names, load_config, write_default
 from moed.daemon.config_example import render_default, toml_value
 from moed.daemon.config_sections import PLAIN_SECTIONS, ExpertSection, NodeSection, Sections, TextDomain
 from moed.daemon.errors import EXIT_USAGE, ConfigError
@@ -206,3 +206,16 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.toml").write_text(text, "utf-8", errors="surrogateescape")
         assert outcome(Path(folder)).count("\n") == 0
+
+
+def test_one_line_names_a_whole_grid_of_layers(tmp_path: Path) -> None:
+    """A miner may serve layers alone; two of one name, or a section without a width, are refused."""
+    grid = '[node]\nrole = "miner"\n[[layers]]\nname = "ffn.[2-3].[0-7]"\nwidth = 32\n'
+    config = read(tmp_path, grid)
+    names = layer_names(config.layers[0].name)
+    assert len(names) == 16
+    assert (names[0], names[-1]) == ("ffn.2.0", "ffn.3.7")
+    assert layer_names("plain") == ["plain"]
+    assert len(layer_names("x.[0-9999].[0-9999]")) == MAX_LAYERS
+    assert "two are called 'ffn.3.1'" in complaint(tmp_path, grid + '[[layers]]\nname = "ffn.3.1"\nwidth = 32\n')
+    assert "no width" in complaint(tmp_path, grid + '[[layers]]\nname = "y"\n')

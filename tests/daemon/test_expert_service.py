@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moed.daemon.expert_service import BackwardBudget
+from moed.daemon.gradient_budget import BackwardBudget
 from moed.daemon.network.errors import RemoteRefusal
 from moed.daemon.network.peers import Peer
 from moed.daemon.remote_experts import ExpertClient
@@ -106,13 +106,24 @@ async def test_strangers_get_no_gradients_unless_their_owner_says_so(tmp_path: P
 def test_the_budget_of_strangers_fills_with_time() -> None:
     """A tenth of the time: after 2 s of work at once, the next pass waits for what it earned."""
     budget = BackwardBudget(stranger_share=0.1, burst_s=2.0)
-    budget.check(0.0, 100.0)
-    budget.charge(0.0, 2.5)
+    budget.check(b"a", 0.0, 100.0)
+    budget.charge(b"a", 0.0, 2.5)
     with pytest.raises(NoBackward):
-        budget.check(0.0, 104.9)
-    budget.check(0.5, 100.0)
-    budget.charge(0.5, 99.0)
-    budget.check(0.0, 105.1)
+        budget.check(b"b", 0.0, 104.9)
+    budget.check(b"c", 0.5, 104.9)
+    budget.charge(b"c", 0.5, 99.0)
+    budget.check(b"b", 0.0, 105.1)
+
+
+def test_each_caller_has_a_budget_of_its_own() -> None:
+    """One with stake that has used up its share waits; another one does not."""
+    budget = BackwardBudget(caller_share=0.5, burst_s=1.0)
+    budget.check(b"a", 0.4, 10.0)
+    budget.charge(b"a", 0.4, 3.0)
+    budget.check(b"b", 0.4, 10.0)
+    with pytest.raises(NoBackward, match="this caller"):
+        budget.check(b"a", 0.4, 13.9)
+    budget.check(b"a", 0.4, 14.1)
 
 
 async def test_an_expert_without_gradients_says_so(tmp_path: Path) -> None:

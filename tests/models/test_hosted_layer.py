@@ -128,3 +128,18 @@ def test_an_unknown_layer_is_refused(tmp_path: Path) -> None:
     """By name, before anything is built."""
     with pytest.raises(ModelRefused):
         layer(tmp_path, kind="attention")
+
+
+def test_a_block_sees_only_what_comes_before_in_its_own_row(tmp_path: Path) -> None:
+    """Changing the last vector of a row changes nothing before it, nor any other row; the width must fit."""
+    block = open_layer(LayerSpec(name="b", layer="block", width=128), tmp_path, 1)
+    rows = np.random.default_rng(2).standard_normal((3, 128), dtype=np.float32)
+    before, changed = block.forward(rows).copy(), rows.copy()
+    changed[1, -8:] += 1
+    after = block.forward(changed)
+    assert np.allclose(before[[0, 2]], after[[0, 2]], atol=1e-6)
+    assert np.allclose(before[1, :-8], after[1, :-8], atol=1e-6)
+    assert not np.allclose(before[1, -8:], after[1, -8:], atol=1e-3)
+    assert block.backward(rows, rows).shape == (3, 128)
+    with pytest.raises(ModelRefused, match="multiple"):
+        open_layer(LayerSpec(name="c", layer="block", width=100), tmp_path, 1)

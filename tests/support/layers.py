@@ -8,7 +8,8 @@ from pathlib import Path
 
 import trio
 
-from moed.daemon.expert_service import BackwardBudget, ExpertService
+from moed.daemon.expert_service import ExpertService
+from moed.daemon.gradient_budget import BackwardBudget
 from moed.daemon.runtime import Runtime
 from moed.models.hosted_layer import HostedLayer, LayerSpec, open_layer
 from support.peering import Running, running
