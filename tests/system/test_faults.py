@@ -170,6 +170,37 @@ def test_a_node_whose_bootstraps_are_gone_stays_up_and_says_so(tmp_path: Path) -
         assert daemon.stop() == 0
 
 
+CLOCK = "import time\nreal, real_ns = time.time, time.time_ns\n" + (
+    "time.time = lambda: real() + 600\ntime.time_ns = lambda: real_ns() + 600 * 10**9\n"
+)
+"""Run at the start of an interpreter: its clock is ten minutes fast."""
+
+
+def test_a_clock_that_is_off_is_found_on_both_sides(tmp_path: Path) -> None:
+    """The others drop what comes from ten minutes ahead and say why; the node itself is up, alone, and told to look."""
+    right, wrong = make_network(tmp_path, (1,), others=1)
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "sitecustomize.py").write_text(CLOCK)
+    with running(right):
+        right.wait_ready()
+        with wrong.log.open("ab") as log:
+            wrong.process = subprocess.Popen(
+                [sys.executable, "-m", "moed.daemon.cli", "run", "--home", str(wrong.home.folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**ENVIRONMENT, "PYTHONPATH": f"{tmp_path / 'fast'}:{ENVIRONMENT['PYTHONPATH']}"},
+            )  # fmt: skip
+        try:
+            wrong.wait_ready()
+            query = {"names": "dht.datagram_dropped"}
+            (dropped, *_) = wait_until("a dropped datagram", lambda: right.client.get("/v1/events", query)["events"])
+            assert dropped["reason"] == "expired"
+            (finding,) = wrong.client.post("/v1/doctor")["findings"]
+            assert finding["code"] in ("no_bootstrap", "clock_off")
+            assert "clock" in finding["remedy"]
+        finally:
+            assert wrong.stop() == 0
+
+
 def judged(**changes: Any) -> list[Finding]:
     """The findings about a node that is well but for ``changes``."""
     health = {"contacts": 3, "udp": True, "tcp": True, "advertised": ["h:1"], **changes}
