@@ -16,7 +16,7 @@ import click
 from moed import __version__
 
 from .ctl_operator import OPERATOR_VERBS
-from .ctl_target import SLOW_ANSWER_TIMEOUT_S, Target, emit, output_options
+from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
 from .ledger_verbs import add_ledger_verbs
 
@@ -212,7 +212,9 @@ def route(target: Target, text: str, as_json: bool) -> None:
 
 @moectl.command(epilog="Example: moectl logs -f --level warning")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they come.")
-@click.option("-n", "--lines", type=click.IntRange(0, 1000), default=100, show_default=True, help="How many old ones.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, MAX_LINES), default=100, show_default=True, help="How many old ones."
+)
 @click.option("--since", type=click.IntRange(min=0), default=None, help="Lines after this number, in place of -n.")
 @click.option(
     "--level",
@@ -224,14 +226,14 @@ def route(target: Target, text: str, as_json: bool) -> None:
 @output_options
 @click.pass_obj
 def logs(target: Target, follow: bool, lines: int, since: int | None, level: str, as_json: bool) -> None:
-    """The daemon's last log lines."""
+    """The daemon's last log lines; with --json one object a line."""
     query = {"level": level, "since": since, "tail": lines if since is None else None}
     client = target.client()
     if not follow:
-        answer = client.get("/v1/logs", query)
-        _say_dropped(0 if since is None else answer["dropped"])
-        for line in answer["lines"]:
-            _print_log(line, as_json)
+        for answer in in_batches(client, "/v1/logs", query, "lines"):
+            _say_dropped(0 if since is None else answer["dropped"])
+            for line in answer["lines"]:
+                _print_log(line, as_json)
         return
     for event in client.stream("GET", "/v1/logs", query={**query, "follow": True}):
         if event.name == "log":

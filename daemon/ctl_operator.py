@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .ctl_target import SLOW_ANSWER_TIMEOUT_S, Target, emit, output_options, print_json
+from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options, print_json
 from .errors import EXIT_FAILED, EXIT_NO_DAEMON, EXIT_USAGE
 
 WAIT_PAUSE_S = 0.1
@@ -17,25 +17,37 @@ _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"])
 
 @click.command(epilog="Example: moectl events -f --filter 'chain.*,node.*'")
 @click.option("-f", "--follow", is_flag=True, help="Go on with new events as they come.")
-@click.option("-n", "--lines", type=click.IntRange(0, 1000), default=100, show_default=True, help="How many old ones.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, MAX_LINES), default=100, show_default=True, help="How many old ones."
+)
 @click.option("--since", type=click.IntRange(min=0), help="Events after this number, in place of -n.")
 @click.option("--filter", "names", default="*", show_default=True, help="Names, as patterns with commas between them.")
 @click.option("--level", type=_LEVELS, default="debug", show_default=True, help="The least severe events to show.")
 @output_options
 @click.pass_obj
 def events(target: Target, follow: bool, lines: int, since: int | None, names: str, level: str, as_json: bool) -> None:
-    """What happened, whatever the log's level: blocks, peers, epochs, training, trouble."""
+    """What happened, whatever the log's level: blocks, peers, epochs, training, trouble.
+
+    One event a line, with --json one object a line.
+    """
     query = {"names": names, "level": level, "since": since, "tail": lines if since is None else None}
     client = target.client()
     if not follow:
-        for event in client.get("/v1/events", query)["events"]:
-            _print_event(event, as_json)
+        for answer in in_batches(client, "/v1/events", query, "events"):
+            _say_dropped(0 if since is None else answer["dropped"])
+            for event in answer["events"]:
+                _print_event(event, as_json)
         return
     for told in client.stream("GET", "/v1/events", query={**query, "follow": True}):
         if told.name == "dropped":
-            click.echo(f"moectl: {told.data['dropped']} events are gone from the daemon's memory", err=True)
+            _say_dropped(told.data["dropped"])
         else:
             _print_event(told.data, as_json)
+
+
+def _say_dropped(count: int) -> None:
+    if count:
+        click.echo(f"moectl: {count} events are gone from the daemon's memory", err=True)
 
 
 def _print_event(event: dict[str, Any], as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from .client import Client
 
+MAX_LINES = 1000
+"""Log lines or events in one answer, as the daemon has it."""
 SLOW_ANSWER_TIMEOUT_S = 300.0  # a measurement or completion asks many miners
 
 
@@ -29,6 +31,17 @@ class Target(NamedTuple):
 
         path = find_socket(self.home, self.socket)
         return Client(path) if timeout_s is None else Client(path, timeout_s=timeout_s)
+
+
+def in_batches(client: Client, path: str, query: Mapping[str, Any], field: str) -> Iterator[dict[str, Any]]:
+    """Answers to ``query``, each of which begins where the one before it was full; without ``since`` only one."""
+    while True:
+        answer = client.get(path, query)
+        yield answer
+        # Not until there is none: new ones may come as fast as they are read.
+        if query.get("since") is None or len(answer[field]) < MAX_LINES:
+            return
+        query = {**query, "since": answer["last"]}
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

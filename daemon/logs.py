@@ -54,8 +54,8 @@ class Logs:
     """The daemon's log: its ring, the events beside it, and the level that can be changed while it runs."""
 
     def __init__(self, level: str) -> None:
-        self.ring = LogRing()
-        # Numbers go on rising over a restart: there are fewer than a thousand events in a second.
+        # Numbers go on rising over a restart: there are fewer than a million lines and a thousand events in a second.
+        self.ring = LogRing(before_first=time.time_ns() // 1_000)
         self.events = LogRing(MAX_EVENTS, before_first=time.time_ns() // 1_000_000)
         self.limiter = LogLimiter()
         self._level = level

@@ -26,6 +26,7 @@ from moed.daemon.client import Client
 from moed.daemon.control.api import Route
 from moed.daemon.control.routes import ROUTES
 from moed.daemon.errors import DaemonUnreachable
+from moed.daemon.logs import MAX_EVENTS
 from support.control_plane import daemon_thread
 from support.dht_nodes import identity
 
@@ -134,6 +135,34 @@ def test_events_are_followed_and_filtered(home: Path) -> None:
     since = str(json.loads(told[0])["sequence"])
     plain = moectl("--home", str(home), "events", "--since", since, "--filter", "test.*", "-o", "wide").stdout
     assert [line.rpartition("=")[2] for line in plain.splitlines()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("verb", ["logs", "events"])
+def test_all_since_a_number_is_printed(tmp_path: Path, verb: str) -> None:
+    """More than one answer of the daemon holds, each once and in order, and what is gone is said to be."""
+    with daemon_thread(tmp_path / "moed.sock") as node:
+        ring = node.logs.ring if verb == "logs" else node.logs.events
+        first = ring.last
+        for number in range(2100):
+            ring.append(20, {"event": "test.many", "level": "info", "number": number})
+        found = moectl("--home", str(tmp_path), verb, "--since", str(first), "--json")
+        told = [json.loads(line)["number"] for line in found.stdout.splitlines()]
+        assert told == list(range(2100 - len(told), 2100))
+        if verb == "logs":
+            assert (len(told), found.stderr) == (2100, "")
+        else:
+            assert found.stderr == f"moectl: {2100 - len(told)} events are gone from the daemon's memory\n"
+            assert len(told) == MAX_EVENTS
+
+
+def test_numbers_of_log_lines_rise_over_a_restart(tmp_path: Path) -> None:
+    """Who asks for what came after the last line that it saw gets the lines of the daemon's next life."""
+    with daemon_thread(tmp_path / "first.sock") as before:
+        seen = before.logs.ring.last
+    with daemon_thread(tmp_path / "moed.sock") as after:
+        assert after.logs.ring.read(0).lines[0].sequence > seen
+        told = moectl("--home", str(tmp_path), "logs", "--since", str(seen)).stdout
+    assert "node.ready" in told
 
 
 def test_waiting_ends_by_what_it_finds(home: Path, tmp_path: Path) -> None:
