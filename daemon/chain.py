@@ -43,6 +43,8 @@ REGOSSIP_S = 1.0
 """How long a height may stand still before we ask a few peers what we lack."""
 ASKED_AT_ONCE = 3
 """Peers that are told what we hold when a height stands still; others each time."""
+LATENESS_SHARE = 4
+"""A height begins this part of an interval sooner than one interval after the one before, if its block says so."""
 MAX_TRANSACTIONS_TOLD = 100
 """Waiting transactions that a new peer is told of; the rest reach it in blocks."""
 
@@ -105,6 +107,7 @@ class Chain:
         self._send, self._receive = trio.open_memory_channel[_Input](256)
         self._rounds = self._new_rounds()
         self._rounds_since_ms = now_ms()
+        self._began_ms = 0
         self._reported: set[tuple[bytes, int]] = set()
         self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
         self._hearing = Hearing(
@@ -235,7 +238,10 @@ class Chain:
 
     async def _handle(self, message: Heard | Timeout | _Start) -> list[Effect]:
         if isinstance(message, _Start):
-            return self._rounds.start() if message.height == self._rounds.height else []
+            if message.height != self._rounds.height:
+                return []
+            self._began_ms = self._now_ms()
+            return self._rounds.start()
         if isinstance(message, Timeout):
             return self._rounds.on_timeout(message)
         heard, body = message.message, message.body
@@ -386,12 +392,16 @@ class Chain:
         return rounds
 
     def _schedule_start(self) -> None:
-        due_ms = self.head.time_ms + self.head.params.block_interval_ms
+        interval_ms = self.head.params.block_interval_ms
+        # A proposer may date its block right after the one before and would so take the pauses away. So they count from
+        # when we began the height too, if we took part in it; less a share, or who began late once would stay late.
+        due_ms = max(self.head.time_ms, self._began_ms - interval_ms // LATENESS_SHARE) + interval_ms
+        self._began_ms = 0
         if self.head.height == 0:
             due_ms = 0
         wait_s = max(0, due_ms - self._now_ms()) / 1000
         # a clock that was set back must not stop the chain for longer than one interval
-        wait_s = min(wait_s, self.head.params.block_interval_ms / 1000)
+        wait_s = min(wait_s, interval_ms / 1000)
         self._nursery.start_soon(self._send_later, wait_s, _Start(self._rounds.height))
 
     async def _send_later(self, after_s: float, message: _Input) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from moed.consensus.blocks import NO_BLOCK, Block, Vote, VoteKind, decode_block, sign_proposal, sign_vote
 from moed.consensus.errors import InvalidTransaction
@@ -27,6 +29,7 @@ from moed.daemon.network.peers import Peer, Peers, Priority
 from moed.daemon.node import now_ms
 from moed.daemon.signer import Signer
 from moed.daemon.store import Store, verify_chain
+from moed.daemon.sync import Batch
 from moed.protocol.addresses import Address
 from moed.protocol.codec import convert_record, decode_record, encode_record
 from moed.protocol.identity import Identity
@@ -532,3 +535,40 @@ async def test_who_asks_again_and_again_is_answered_now_and_then(tmp_path: Path)
             await is_over.wait()
             pauses = (trio.current_time() - began_s) / ANSWER_PAUSE_S
         assert answers <= (pauses + 2) * len(one.chain._rounds.news()[1])
+
+
+class Nobody:
+    """No sessions at all."""
+
+    def connected(self) -> list[Listening]:
+        return []
+
+
+async def test_an_early_date_takes_no_pause_away(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """However early a proposer dates its block, the next height begins most of an interval after the last one did."""
+
+    async def run_inline(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def clock_ms() -> int:
+        return 1_700_000_000_000 + int(trio.current_time() * 1_000)
+
+    dated = Head.at_genesis(GENESIS)
+    block = grow(dated, [key(1), key(2)])
+    commit = sign_commit(GENESIS, block, [key(1), key(2)])
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        chain = Chain(store.load_head(), store, key(50), None, now_ms=clock_ms, run_blocking=run_inline)
+
+        async def wait_begun() -> None:
+            while chain.standing.step == "waiting":  # noqa: ASYNC110  # nothing signals a step
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(chain.run, Nobody())
+            await wait_begun()
+            began_s = trio.current_time()
+            await chain._take_fetched(Batch(Listening(), 1, [(encode_record(block), encode_record(commit))]))
+            assert chain.height == 1
+            await wait_begun()
+            assert trio.current_time() - began_s >= 0.7 * PARAMS.block_interval_ms / 1_000
+            nursery.cancel_scope.cancel()
