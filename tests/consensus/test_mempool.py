@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moed.consensus.errors import (
     AlreadyRegistered,
     EvidenceRefused,
     InsufficientBalance,
+    InvalidTransaction,
     NotPermitted,
     PoolFull,
     TooManyRegistrations,
@@ -28,6 +33,8 @@ from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account
 from moed.consensus.transactions import (
     MAX_MEMO_BYTES,
+    AddStake,
+    Body,
     CommitWeights,
     Register,
     ReportEvidence,
@@ -278,3 +285,38 @@ def test_no_sender_is_always_behind_the_others() -> None:
         assert len(order) == many
         first.update(order[:5])
     assert len(first) == many
+
+
+@given(st.lists(st.tuples(st.sampled_from("apsrdb"), st.integers(3, 5), st.integers(0, 5)), max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_whatever_comes_and_goes_the_rooms_add_up(steps: list[tuple[str, int, int]]) -> None:
+    """What waits is what the rooms count; and what has its place for its fees applies."""
+    head, pool = Head.at_genesis(make_genesis((60, 40), balances=(900, 90, 0), params=PARAMS)), Mempool(PARAMS)
+    for kind, sender, nonce in steps:
+        bodies: dict[str, Body] = {
+            "p": Transfer(to=key(9).public_key, amount=50),
+            "s": AddStake(amount=300),
+            "r": Register(),
+        }
+        one = signed(head, key(sender), bodies.get(kind, offence(head, 1)), nonce)
+        if kind == "d":
+            for waiting in list(pool.candidates(head.state))[:1]:
+                pool.discard(waiting)
+        elif kind == "b":
+            block, refused = head.build(
+                pool.candidates(head.state), proposer=key(1).public_key, now_ms=head.time_ms + 1
+            )
+            for loose, _ in refused:
+                assert pool._lines[loose.sender].entries[loose.nonce].room is not pool._paying
+                pool.discard(loose)
+            grow(head, BOTH, block.transactions)
+            pool.prune(head.state, head.height)
+        else:
+            with suppress(InvalidTransaction):
+                pool.add(one, head.state, head.height)
+        rooms = [pool._paying, pool._registrations, pool._evidence, pool._loose, *pool._duties.values()]
+        entries = [entry for line in pool._lines.values() for entry in line.entries.values()]
+        assert len(pool) == len(entries) == sum(room.count for room in rooms)
+        assert sum(entry.size_bytes for entry in entries) == sum(room.held_bytes for room in rooms)
+        assert len(pool._loose_ones) == pool._loose.count
+        assert all(line.entries for line in pool._lines.values())
