@@ -125,9 +125,11 @@ class Connection:
             nursery.cancel_scope.cancel()
 
     async def _notice_departure(self) -> None:
-        # A pipelined request may come instead; it waits in h11, and after it we stop looking, so it stays bounded.
-        if not await self._receive():
-            raise ClientGone
+        # A pipelined request may come first; it waits in h11, and who sends more than a head has left as well.
+        waiting_bytes = 0
+        while waiting_bytes <= MAX_HEAD_BYTES and (data := await self._receive()):
+            waiting_bytes += len(data)
+        raise ClientGone
 
     # reading
 

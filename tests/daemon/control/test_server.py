@@ -159,6 +159,40 @@ async def test_a_client_that_leaves_takes_its_request_along(tmp_path: Path) -> N
                 await until(lambda: node.running == 0)
 
 
+async def test_a_client_that_leaves_after_another_word_takes_its_request_along_too(tmp_path: Path) -> None:
+    """What it sends while it waits neither hides that it left nor fills the memory."""
+    path = tmp_path / "moed.sock"
+    with trio.fail_after(20):
+        async with serving(path) as (node, _doors):
+            node.open_gate = trio.Event()
+            async with dialled(path, COMPLETE_REQUEST) as stream:
+                await until(lambda: node.running == 1)
+                await stream.send_all(b"G")
+                await trio.testing.wait_all_tasks_blocked()
+                assert node.running == 1
+            await until(lambda: node.running == 0)
+            async with dialled(path, COMPLETE_REQUEST) as stream:
+                await until(lambda: node.running == 1)
+                await stream.send_all(b"G" * (connection_module.MAX_HEAD_BYTES + 1))
+                await until(lambda: node.running == 0)
+
+
+async def test_requests_may_follow_one_another_at_once(tmp_path: Path) -> None:
+    """A request that comes while one before it runs is answered after it, on the same connection."""
+    path = tmp_path / "moed.sock"
+    kept = COMPLETE_REQUEST.replace("Connection: close\r\n", "")
+    with trio.fail_after(20):
+        async with serving(path) as (node, _doors):
+            node.open_gate = trio.Event()
+            async with dialled(path, kept) as stream:
+                await until(lambda: node.running == 1)
+                await stream.send_all(STATUS_REQUEST[:20].encode())
+                await trio.testing.wait_all_tasks_blocked()
+                await stream.send_all(STATUS_REQUEST[20:].encode())
+                node.open_gate.set()
+                assert (await read_all(stream)).count(b"HTTP/1.1 200") == 2
+
+
 # limits
 
 
