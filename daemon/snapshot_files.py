@@ -12,10 +12,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from moed.consensus.blocks import Commit, Header
+from moed.consensus.blocks import Commit, Header, check_commit
 from moed.consensus.errors import RuleBroken
 from moed.consensus.proofs import check_trusted
-from moed.consensus.state import State, ValidatorSet, decode_state_record
+from moed.consensus.state import State, ValidatorSet, decode_state_record, read_previous_validators
 from moed.consensus.transition import Head
 from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
@@ -82,4 +82,9 @@ def _read(store: Store, path: Path, trusted: ValidatorSet) -> Head:
     head = Head(store.genesis, State(records), top.header, top.commit)
     if head.state_root != top.header.state_root:
         raise ChainFileError(f"the state in {path} is not the one of its block {top.header.height}", _BAD)
+    try:
+        # the next block carries this commit, and what nobody trusted signed beside the rest would make that block void
+        check_commit(top.commit, top.header, read_previous_validators(head.state), store.genesis.network_id)
+    except RuleBroken as error:
+        raise ChainFileError(f"{path} cannot be believed: {error}", _BAD) from error
     return head

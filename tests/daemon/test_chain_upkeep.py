@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from moed.consensus.blocks import CommitSignature
 from moed.consensus.genesis import Genesis
 from moed.consensus.state import Validator, ValidatorSet, read_account
 from moed.consensus.transactions import Transfer
@@ -188,6 +190,23 @@ def test_a_snapshot_is_believed_for_its_signatures(tmp_path: Path) -> None:
             begin_at_snapshot(store, tmp_path / "state.moed", head.validators)
     with Store(tmp_path / "empty.db", GENESIS) as store, pytest.raises(ChainFileError, match="no block yet"):
         write_snapshot(store, tmp_path / "none.moed")
+
+
+def test_a_snapshot_with_a_signature_too_many_is_not_believed(tmp_path: Path) -> None:
+    """Junk beside the signatures that are trusted would stand in the next block that this home makes, and void it."""
+    with Store(tmp_path / "old.db", GENESIS) as store:
+        head = grow_store(store, 3)
+        trusted = head.validators
+        block, _ = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1_000)
+        junk = CommitSignature(validator=key(99).public_key, signature=bytes(64))
+        commit = sign_commit(GENESIS, block, BOTH)
+        signatures = sorted((*commit.signatures, junk), key=lambda entry: entry.validator)
+        store.append(head.execute(block), msgspec.structs.replace(commit, signatures=tuple(signatures)))
+        write_snapshot(store, tmp_path / "state.moed")
+    with Store(tmp_path / "new.db", GENESIS) as store:
+        with pytest.raises(ChainFileError, match="signer of the commit"):
+            begin_at_snapshot(store, tmp_path / "state.moed", trusted)
+        assert store.load_head().height == 0
 
 
 def home_with_chain(folder: Path) -> Home:
