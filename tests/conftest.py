@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# One thread of torch, in the daemons that tests start as well: on a busy machine several wait for each other longer than
-# they compute (one file of tests: 54 s of processor time, 6 s with one thread). Read once, when torch is loaded.
+# One thread of torch, in the daemons that tests start as well: on a busy machine several wait for each other longer
+# than they compute (one file of tests: 54 s of processor time, 6 s with one thread). Read once, when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, so that a change is what turns a test red. MOED_EXPLORE=1 draws new ones.

@@ -36,7 +36,6 @@ from support.peering import running
 if TYPE_CHECKING:
     from .conftest import Network
 
-torch.set_num_threads(1)  # several wait for each other more than they compute on a busy machine
 
 SMALL = {"embedding": 32, "width": 48, "ngram_order": 3, "ngram_buckets": 2048}
 TRAINING = TrainingConfig(rows=16, length=32)
