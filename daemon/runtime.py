@@ -19,7 +19,15 @@ import structlog
 import trio
 
 from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
-from moed.models.errors import DeadlinePassed, ExpertError, NoBackward, ShapeMismatch, Stopping, TrainingDiverged
+from moed.models.errors import (
+    DeadlinePassed,
+    ExpertError,
+    NoBackward,
+    OutOfMemory,
+    ShapeMismatch,
+    Stopping,
+    TrainingDiverged,
+)
 from moed.protocol.experts import BatchSchema, ExpertInfo, Load
 
 from .allocator import keep_freed_memory
@@ -126,6 +134,8 @@ class _State:
     batch_rows: float = 1.0
     learn_s: float = 0.0  # what the last step after a gradient took
     rows_served: int = 0
+    # as many rows as were seen to fit the device's memory at a time; all of a batch until one did not
+    rows_at_once: int = 1 << 62
     saved_steps: int = -1
 
 
@@ -228,7 +238,7 @@ class Runtime:
         state = self._states.get(expert_name)
         if state is None or not self._is_idle or not self._is_quick(state, len(inputs)):
             return None
-        answer, busy_s = _timed(state.hosted.forward, inputs)
+        answer, busy_s = _timed(self._in_parts, state, state.hosted.forward, inputs)
         self._learn_rate(state, len(inputs), busy_s, busy_s)
         state.rows_served += len(inputs)
         self._queue_delay_s -= self._queue_delay_s * _EMA_SHARE
@@ -305,12 +315,14 @@ class Runtime:
         try:
             if gradients:
                 hosted = cast("TeachableHosted", state.hosted)  # `backward` lets no other request in
-                answer, busy_s = await self._run_blocking(_timed, hosted.gradient, inputs, _joined(gradients))
+                answer, busy_s = await self._run_blocking(
+                    _timed, self._in_parts, state, hosted.gradient, inputs, _joined(gradients)
+                )
                 busy_s += state.learn_s  # the step is still to come, and takes what it took last time
             elif self._is_quick(state, batch.rows):
-                answer, busy_s = _timed(state.hosted.forward, inputs)
+                answer, busy_s = _timed(self._in_parts, state, state.hosted.forward, inputs)
             else:
-                answer, busy_s = await self._run_blocking(_timed, state.hosted.forward, inputs)
+                answer, busy_s = await self._run_blocking(_timed, self._in_parts, state, state.hosted.forward, inputs)
         except ExpertError as error:
             _log.warning("expert.failed", expert=batch.expert, rows=batch.rows, reason=str(error))
             for request in batch.requests:
@@ -326,6 +338,30 @@ class Runtime:
             at += rows
         if gradients:  # only now: nobody waits for it, and the answers travel meanwhile
             _, state.learn_s = await self._run_blocking(_timed, hosted.learn)
+
+    @staticmethod
+    def _in_parts(state: _State, function: Callable[..., Rows], *batches: Rows) -> Rows:
+        """``function`` of batches of equal length, in parts that fit the device's memory.
+
+        A part that does not fit is halved, and that is the expert's limit from then on: the caller is served, only
+        later. Raises `OutOfMemory` where not even one row fits.
+        """
+        rows, at, parts = len(batches[0]), 0, list[Rows]()
+        while at < rows:
+            part = [one[at : at + state.rows_at_once] for one in batches]
+            try:
+                parts.append(function(*part))
+            except OutOfMemory as error:
+                size = len(part[0])
+                if size == 1:
+                    raise
+                state.rows_at_once = size // 2
+                _log.warning(
+                    "memory.exceeded", expert=state.hosted.name, rows=size, limit=state.rows_at_once, reason=str(error)
+                )
+                continue
+            at += len(part[0])
+        return _joined(parts)
 
     def _is_quick(self, state: _State, rows: int) -> bool:
         """Whether a forward of so many rows is sure to be shorter than a thread's own cost."""
@@ -398,7 +434,7 @@ def _joined(parts: list[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _timed(function: Callable[..., T], *arguments: Rows) -> tuple[T, float]:
+def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     began_s = time.perf_counter()
     answer = function(*arguments)
     return answer, time.perf_counter() - began_s

@@ -8,6 +8,7 @@ The tree:
     ├── ExpertError                 an expert that was built does not do its work
     │   ├── ShapeMismatch           tokens or answers of the wrong shape, type or length
     │   ├── ExpertFailed            the model's own code or the device gave up on one batch
+    │   │   └── OutOfMemory         the batch does not fit the device: run it in parts
     │   ├── TrainingDiverged        the loss stayed infinite or not a number: training stops
     │   └── CheckpointCorrupt       a stored model is not what was written: set it aside
     ├── InvalidAnswer               a miner's answer that counts as no answer
@@ -71,6 +72,20 @@ class ExpertFailed(ExpertError):
     """The model's own code, or its device, gave up on one batch; the expert stays up."""
 
     code = "expert_failed"
+
+
+class OutOfMemory(ExpertFailed):
+    """A batch does not fit what memory its device has left; a smaller one may."""
+
+    code = "out_of_memory"
+
+
+def failed(expert: str, error: RuntimeError | MemoryError) -> ExpertFailed:
+    """What torch raised as what it means: torch tells of memory in three ways, one of them in words alone."""
+    words = str(error)
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    is_memory = is_memory or "can't allocate memory" in words or "not enough memory" in words
+    return (OutOfMemory if is_memory else ExpertFailed)(f"expert {expert!r}: {words}")
 
 
 class TrainingDiverged(ExpertError):

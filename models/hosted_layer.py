@@ -21,7 +21,7 @@ from moed.protocol.codec import Record
 from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import Note, load_checkpoint, save_checkpoint, set_aside
-from .errors import CheckpointCorrupt, ExpertFailed, ModelRefused, ShapeMismatch
+from .errors import CheckpointCorrupt, ModelRefused, ShapeMismatch, failed
 from .layers import HIDDEN, LAYERS
 from .optimizer import Adam, clip_gradients
 
@@ -109,8 +109,8 @@ class HostedLayer:
                 return kept
             with torch.inference_mode():
                 answer: Rows = self.module(_tensor(inputs)).numpy()
-        except RuntimeError as error:  # torch's own failures, out of memory among them
-            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        except (RuntimeError, MemoryError) as error:  # torch's own failures
+            raise failed(self.name, error) from error
         return answer
 
     def backward(self, inputs: Rows, gradients: Rows) -> Rows:
@@ -132,8 +132,10 @@ class HostedLayer:
             run = self._kept_forward(inputs) or self._run(_tensor(inputs))
             self._kept, self._is_trained = None, True
             torch.autograd.backward(run.output, at_output)
-        except RuntimeError as error:
-            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        except (RuntimeError, MemoryError) as error:
+            for parameter in self.module.parameters():
+                parameter.grad = None  # a part of a gradient is none
+            raise failed(self.name, error) from error
         assert run.x.grad is not None
         at_input: Rows = run.x.grad.numpy()
         return at_input

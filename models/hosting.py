@@ -14,7 +14,7 @@ from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
 from .corpora import Corpus, Tokens, set_apart
-from .errors import CheckpointCorrupt, ExpertFailed, ShapeMismatch
+from .errors import CheckpointCorrupt, ShapeMismatch, failed
 from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
 from .study import Study, StudyConfig
 from .training import Trainer, TrainingConfig
@@ -76,14 +76,15 @@ class HostedExpert:
     def forward(self, tokens: Tokens) -> npt.NDArray[np.float32]:
         """Bytes [B, T] to log-probabilities float32 [B, T, 256], by the averaged weights.
 
-        Raises `ExpertFailed` where torch gave up, `ShapeMismatch` where one's own model answers in another shape.
+        Raises `ExpertFailed` where torch gave up, `OutOfMemory` if for that reason, and `ShapeMismatch` where one's own
+        model answers in another shape.
         """
         try:
             with torch.inference_mode():
                 # A copy: the tokens may be a view of a received, read-only buffer, which torch would warn about.
                 answer = self.trainer.averaged(torch.from_numpy(np.array(tokens)))
-        except RuntimeError as error:  # torch's own failures, out of memory among them
-            raise ExpertFailed(f"expert {self.name!r}: {error}") from error
+        except (RuntimeError, MemoryError) as error:  # torch's own failures
+            raise failed(self.name, error) from error
         if tuple(answer.shape) != (*tokens.shape, BYTE_VALUES):
             raise ShapeMismatch(
                 f"expert {self.name!r} answered {list(answer.shape)} to {list(tokens.shape)}, which asks for "

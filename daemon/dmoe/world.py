@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import trio
 from trio.testing import MockClock
 
@@ -134,13 +135,20 @@ class World:
         """Ask all at once and wait on virtual time."""
         wanted = [Asked(one.expert, one.inputs, one.gradients) for one in asks]
         one = partial(self._ask_one, deadline_s=patience.deadline_s)
-        outcomes = self.clock.wait(partial(ask_all, wanted, one, grace_s=patience.grace_s, is_enough=is_enough))
+
+        async def asked() -> list[Rows | CallError]:
+            outcomes = await ask_all(wanted, one, grace_s=patience.grace_s, is_enough=is_enough)
+            # two callers of one batch are answered at one moment, and would go on in the order of the machine
+            await trio.sleep(1e-6 * self._random.random())
+            return outcomes
+
+        outcomes = self.clock.wait(asked)
         now_s = self.clock.clock.current_time()
-        for asked, outcome in zip(wanted, outcomes, strict=True):
+        for ask, outcome in zip(wanted, outcomes, strict=True):
             if isinstance(outcome, CallError):
-                self._suspects.failed(self._home[asked.expert], now_s)
+                self._suspects.failed(self._home[ask.expert], now_s)
             else:
-                self._suspects.answered(self._home[asked.expert])
+                self._suspects.answered(self._home[ask.expert])
         return [NoAnswer(type(one).__name__, str(one)) if isinstance(one, CallError) else one for one in outcomes]
 
     async def _try_again(self) -> None:
@@ -190,10 +198,11 @@ class World:
             await server.runtime.run(task_status)
 
     async def _charged(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The device's time for a batch, and then its result: ``arguments`` are a function and one or two batches."""
-        if len(arguments) > 1:
-            rows, passes = len(arguments[1]), 3 if len(arguments) > 2 else 1
-            await trio.sleep(passes * (self.conditions.batch_s + self.conditions.row_s * rows))
+        """The device's time for the batch among ``arguments``, or the two of a backward pass, and then the result."""
+        batches = [one for one in arguments if isinstance(one, np.ndarray)]
+        if batches:
+            passes = 3 if len(batches) > 1 else 1
+            await trio.sleep(passes * (self.conditions.batch_s + self.conditions.row_s * len(batches[0])))
         return function(*arguments)
 
 

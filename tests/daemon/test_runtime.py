@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
+import torch
 import trio
+from torch import nn
 
 from moed.daemon.runtime import Runtime, RuntimeConfig
 from moed.models.batching import QueueLimits
 from moed.models.checkpoint import load_checkpoint
 from moed.models.corpora import load_corpus
-from moed.models.errors import DeadlinePassed, ExpertFailed, QueueFull, Stopping, UnknownExpert
+from moed.models.errors import DeadlinePassed, ExpertFailed, OutOfMemory, QueueFull, Stopping, UnknownExpert
 from moed.models.experts import ExpertSpec
+from moed.models.hosted_layer import HostedLayer, LayerSpec
 from moed.models.hosting import CHECKPOINT_KIND, HostedExpert, open_hosted
 from moed.models.training import TrainingConfig
 
@@ -211,3 +215,51 @@ def test_a_share_that_is_none_is_refused() -> None:
     """The configuration says what it may be."""
     with pytest.raises(ValueError, match="between 0 and 1"):
         RuntimeConfig(training_share=1.5)
+
+
+class Hungry(nn.Module):
+    """Asks the allocator for more than any machine has as soon as it gets more than ``rows`` rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.rows:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return x * self.weight
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+async def test_a_batch_that_does_not_fit_is_served_in_parts(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path, direction: str
+) -> None:
+    """The allocator's own refusal halves the batch: the caller is served, the limit stays low, an event is logged."""
+    layer = HostedLayer(LayerSpec(name="h", layer="identity", width=4), Hungry(3), tmp_path / "h.ckpt")
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    rows = np.arange(64, dtype=np.float32).reshape(16, 4)
+
+    async def once() -> np.ndarray:
+        if direction == "forward":
+            return await runtime.forward("h", rows, caller=b"", stake_share=1.0, deadline=FAR)
+        return (await runtime.backward("h", rows, rows, caller=b"", stake_share=1.0, deadline=FAR)).gradients
+
+    with structlog.testing.capture_logs() as logs:
+        assert np.allclose(await once(), rows)
+        await once()
+    exceeded = [one for one in logs if one["event"] == "memory.exceeded"]
+    assert [one["limit"] for one in exceeded] == [8, 4, 2]
+
+
+async def test_what_does_not_fit_in_single_rows_is_an_error(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Not even one row: the caller is told, and the worker goes on."""
+    layer = HostedLayer(LayerSpec(name="h", layer="identity", width=4), Hungry(0), tmp_path / "h.ckpt")
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    for _ in range(2):
+        with pytest.raises(OutOfMemory):
+            await runtime.forward("h", np.ones((2, 4), np.float32), caller=b"", stake_share=1.0, deadline=FAR)
