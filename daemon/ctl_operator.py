@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options, print_json
-from .errors import EXIT_FAILED, EXIT_NO_DAEMON, EXIT_USAGE
+from .errors import EXIT_FAILED, EXIT_NO_DAEMON, EXIT_USAGE, ConfigError
 
 WAIT_PAUSE_S = 0.1
 _LEVELS = click.Choice(["debug", "info", "warning", "error", "critical"])
@@ -146,9 +146,11 @@ def _parsed(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return {"true": True, "false": False}.get(text, text)
+    # What is not finite is no JSON; as text it is refused with what is allowed.
+    return number if abs(number) < float("inf") else text
 
 
 @config.command("reload", epilog="Example: sudo moectl config reload")
@@ -187,7 +189,11 @@ def top(target: Target, interval_s: float, once: bool, svg: Path | None, as_json
 
         before = top_view.look(client)
         time.sleep(interval_s)  # rates are between two looks
-        svg.write_text(top_view.draw_svg(top_view.look(client), before))
+        picture = top_view.draw_svg(top_view.look(client), before)
+        try:
+            svg.write_text(picture, "utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {svg}: {error.strerror}", "name another file with --svg") from error
     elif once or not sys.stdout.isatty():
         top_view.print_once(top_view.look(client))
     else:

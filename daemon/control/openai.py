@@ -73,7 +73,8 @@ def _refuse_unfit(question: shapes.CompletionsQuestion | shapes.ChatQuestion, **
         raise ControlRefused(404, "model_not_found", f"there is no model {question.model!r}", "use the model moed")
     for name, values in {"n": (None, 1), "top_p": (None, 1), **allowed}.items():
         if getattr(question, name) not in values:
-            raise _unfit(name, f"{name} can only be left out or {values[-1]!r}")
+            only = msgspec.json.encode(values[-1]).decode()
+            raise _unfit(name, f"{name} can only be left out or {only}")
 
 
 def _unfit(name: str, message: str) -> ControlRefused:

@@ -181,6 +181,9 @@ def test_settings_change_live_and_go_back(home: Path) -> None:
     assert moectl("--home", str(home), "config", "set", "limits.disk_mib", "none").returncode == 0
     refused = moectl("--home", str(home), "config", "set", "node.port", "1")
     assert (refused.returncode, "cannot change" in refused.stderr) == (1, True)
+    for endless in ("1e999", "-inf", "nan"):
+        refused = moectl("--home", str(home), "config", "set", "--", "node.grace_s", endless)
+        assert (refused.returncode, f"'{endless}' is not possible (use 0 to 60)" in refused.stderr) == (1, True)
     assert "nothing" in moectl("--home", str(home), "config", "reload").stdout
 
 
@@ -194,6 +197,15 @@ def test_top_is_drawn(home: Path, tmp_path: Path) -> None:
     assert picture.startswith("<svg")
     assert "ranking" in picture
     assert json.loads(moectl("--home", str(home), "top", "--json").stdout)["status"]["ready"] is True
+
+
+def test_a_picture_that_cannot_be_written_is_named(home: Path, tmp_path: Path) -> None:
+    """One line, and the exit code of wrong usage."""
+    found = moectl("--home", str(home), "top", "--interval", "0.2", "--svg", str(tmp_path / "no" / "top.svg"))
+    assert (found.returncode, found.stdout) == (3, "")
+    assert found.stderr == (
+        f"moectl: cannot write {tmp_path}/no/top.svg: No such file or directory (name another file with --svg)\n"
+    )
 
 
 def test_a_bug_report_hides_addresses_and_lists_itself(home: Path, tmp_path: Path) -> None:

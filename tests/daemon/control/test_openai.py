@@ -167,6 +167,13 @@ def test_what_cannot_be_followed_is_refused(socket_path: Path, question: dict[st
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize(("name", "value", "only"), [("logprobs", 3, "null"), ("echo", True, "false"), ("n", 2, "1")])
+def test_what_is_possible_is_told_in_json(socket_path: Path, name: str, value: Any, only: str) -> None:
+    """As the caller would have to write it."""
+    with pytest.raises(DaemonRefused, match=f"{name} can only be left out or {only}"):
+        complete(socket_path, **{name: value})
+
+
 def test_fields_that_change_nothing_are_passed_over(socket_path: Path) -> None:
     """Their clients send a user name, penalties of zero and the like."""
     plain = complete(socket_path)
