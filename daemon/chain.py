@@ -17,20 +17,21 @@ import trio
 
 from moed.consensus.blocks import Block, Commit, Vote
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
-from moed.consensus.errors import InvalidTransaction, RuleBroken, TooManyRegistrations
+from moed.consensus.errors import RuleBroken, TooManyRegistrations
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import Rounds
 from moed.consensus.state import read_account
-from moed.consensus.transactions import Body, ReportEvidence, SignedTransaction, sign_transaction
+from moed.consensus.transactions import Body, SignedTransaction, sign_transaction
 from moed.consensus.transition import Executed, Head
 from moed.consensus.turns import power_of
 from moed.protocol.codec import encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
+from .accuser import Accuser
 from .gossip import Gossip, Session, Sessions
 from .hearing import Heard, Hearing, status_of, summary_of
-from .judging import FEW_TRANSACTIONS, Judge, evidence_of
+from .judging import FEW_TRANSACTIONS, Judge
 from .network.calls import Handler
 from .signer import Signer
 from .store import Store
@@ -108,7 +109,7 @@ class Chain:
         self._rounds = self._new_rounds()
         self._rounds_since_ms = now_ms()
         self._began_ms = 0
-        self._reported: set[tuple[bytes, int]] = set()
+        self._accuser = Accuser(head, self.mempool, self.submit)
         self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
         self._hearing = Hearing(
             head,
@@ -274,7 +275,8 @@ class Chain:
                 case ScheduleTimeout() as effect:
                     self._nursery.start_soon(self._send_later, effect.after_ms / 1000, effect.timeout)
                 case Equivocation() as lie:
-                    await self._report(lie)
+                    is_other = lie.validator != self._identity.public_key
+                    await self._accuser.accuse(lie, reports=self.is_validator and is_other)
                 case Decide() as decision:
                     await self._commit(self._judge.executed(decision.block), decision.commit)
                     return
@@ -304,20 +306,6 @@ class Chain:
         await self._judge.examine(self._rounds, signed)
         return self._rounds.on_proposal(signed)
 
-    async def _report(self, lie: Equivocation) -> None:
-        """Bring evidence of a lie to the ledger, which slashes; one report for each validator and height."""
-        offence = (lie.validator, lie.first.height)
-        if offence in self._reported:
-            return
-        self._reported.add(offence)
-        logger.error("chain.equivocation", validator=lie.validator.hex(), height=lie.first.height)
-        if not self.is_validator or lie.validator == self._identity.public_key:
-            return
-        try:
-            await self.submit(ReportEvidence(evidence=evidence_of(lie)))
-        except InvalidTransaction as error:
-            logger.warning("chain.evidence_unsent", code=error.code, reason=str(error))
-
     async def _build(self) -> Block:
         waiting = list(islice(self.mempool.candidates(self.head.state), 2 * self.head.params.max_block_transactions))
         build = partial(self.head.build, waiting, proposer=self._identity.public_key, now_ms=self._now_ms())
@@ -334,10 +322,10 @@ class Chain:
         self.head.advance(executed, commit)
         self.mempool.prune(self.head.state, self.height)
         self._judge.clear()
-        self._reported.clear()
         self._rounds = self._new_rounds()
         self._rounds_since_ms = self._now_ms()
         self._gossip.begin_height(self.head.validators)
+        await self._accuser.after_block()
         self._progress += 1
         block = executed.block
         logger.debug(
@@ -415,6 +403,7 @@ class Chain:
         seen = -1
         while True:
             await trio.sleep(REGOSSIP_S)
-            if seen == self._progress and self._rounds.step != Step.WAITING:
+            stands = seen == self._progress or self._rounds.round > 0  # rounds that go by decide nothing
+            if stands and self._rounds.step != Step.WAITING:
                 await self._gossip.tell(self._gossip.some(ASKED_AT_ONCE), "chain.have", summary_of(self._rounds))
             seen = self._progress
