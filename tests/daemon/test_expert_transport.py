@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-import trio
 
-from moed.daemon.expert_transport import Place, ThreadTransport
+from moed.daemon.expert_transport import ThreadTransport
 from moed.models.errors import NoAnswer, RowsUnanswered
-from moed.models.hosted_layer import HostedLayer
 from moed.models.remote import Ask, Patience, RemoteExpert
 from moed.models.remote_mixture import RemoteMixture
-from support.layers import WIDTH, make_layer, serving
+from support.layer_threads import ServerThread
+from support.layers import WIDTH, make_layer
 from support.peering import NETWORK_ID, identity_of
 
 NAMES = ("g.0.0", "g.0.1", "g.1.0", "g.1.1")
-
-
-class ServerThread:
-    """A node in a thread; `stop` ends it as a process ends."""
-
-    def __init__(self, number: int, *layers: HostedLayer) -> None:
-        self._ready, self._number, self._layers = threading.Event(), number, layers
-        self._thread = threading.Thread(target=trio.run, args=(self._run,))
-        self._thread.start()
-        self._ready.wait()
-
-    async def _run(self) -> None:
-        self._stop, self._token = trio.Event(), trio.lowlevel.current_trio_token()
-        async with serving(self._number, *self._layers) as node:
-            self.place = Place(node.address, node.identity.node_id)
-            self._ready.set()
-            await self._stop.wait()
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._token.run_sync_soon(self._stop.set)
-            self._thread.join()
 
 
 @contextmanager
