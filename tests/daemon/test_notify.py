@@ -6,14 +6,19 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import trio.testing
 from structlog.testing import capture_logs
 
+from moed.daemon.config import load_config
+from moed.daemon.node import Node
 from moed.daemon.notify import Notifier
+from moed.daemon.settings import Settings
+from support.chains import key
+from support.control_plane import logs_in_memory
 
 
 @contextmanager
@@ -50,6 +55,29 @@ def test_the_manager_hears_each_change(tmp_path: Path, is_abstract: bool) -> Non
     assert status == b"STATUS=syncing READY=0"  # a newline in a status must not become an assignment
     assert stopping == b"STOPPING=1"
     assert reloading.startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+
+
+@pytest.mark.parametrize(("text", "error"), [("port = x", None), ('[log]\nlevel = "error"\n', RuntimeError)])
+def test_every_reload_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, error: type[Exception] | None
+) -> None:
+    """Also one of a wrong file, and one that fails on the way: else systemd would wait for it, and kill the daemon."""
+    (tmp_path / "config.toml").write_text("")
+    settings = Settings(load_config(tmp_path, environ={}), environ={})
+
+    def fail(_config: object) -> None:
+        raise RuntimeError
+
+    settings.on_change.append(fail)
+    with manager(str(tmp_path / "notify")) as listener, logs_in_memory() as logs:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        node = Node(settings, key(1), logs)
+        (tmp_path / "config.toml").write_text(text)
+        with nullcontext() if error is None else pytest.raises(error):
+            node.reload()
+        reloading, ready = heard(listener)
+    assert reloading.startswith(b"RELOADING=1\n")
+    assert ready.startswith(b"READY=1")
 
 
 def test_without_a_manager_nothing_happens() -> None:
