@@ -181,6 +181,8 @@ class Rounds:
         Not the whole height: a height that stands still for a hundred rounds must not be told again in full.
         """
         wanted = {self.round - 1, self.round, self._locked[0], self._valid[0]}
+        # the quorum that a proposal names: a restart may have left nobody who holds all of it
+        wanted.update(one.valid_round for one in self.proposals.values() if one.round >= self.round - 1)
         wanted.update(one for one in self.tally.rounds() if one > self.round)
         wanted.update(one for one in self.tally.rounds() if self.tally.quorum_hash(VoteKind.PRECOMMIT, one))
         proposals = [proposal for proposal in self.proposals.values() if proposal.round in wanted]

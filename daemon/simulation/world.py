@@ -99,6 +99,7 @@ class World:
             )
             for number, identity in enumerate(identities)
         ]
+        self._healed = trio.Event()
         self._by_id = {node.identity.node_id: node for node in self.nodes}
         self.report = Report(seed, hours, nodes, plan.profile.name.lower())
         self.report.liars = [lie.name.lower() for lie in plan.liars.values()]
@@ -130,6 +131,7 @@ class World:
                     trouble.start_soon(self._stake_now_and_then)
                     await trio.sleep_forever()
             self.network.is_healed = True
+            self._healed.set()  # who is down comes up
             before = max(node.acknowledged for node in self.nodes)
             await trio.sleep(healed_s)
             self._check_progress(before, healed_s)
@@ -172,7 +174,8 @@ class World:
         while True:
             await node.run()
             self.report.crashes += 1
-            await trio.sleep(0.0 if self.network.is_healed else self.random.expovariate(1 / self.plan.downtime_s))
+            with trio.move_on_after(self.random.expovariate(1 / self.plan.downtime_s)):
+                await self._healed.wait()
 
     async def _crash_now_and_then(self) -> None:
         while self.plan.crash_every_s:

@@ -502,6 +502,21 @@ def test_a_block_that_names_another_author_is_refused() -> None:
         hear(rounds, propose(block_by(1, other), other + 1, valid_round=other - 1))
 
 
+def test_the_votes_that_a_proposal_names_are_told_again() -> None:
+    """Who holds a part of the quorum of an earlier round gives it to those who cannot vote without the whole."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    block = block_by(1)
+    own = vote(KEYS[0], VoteKind.PREVOTE, block.hash)
+    rounds.on_vote(own)
+    for number in range(1, 6):
+        for signer in KEYS[1:3]:
+            rounds.on_vote(vote(signer, VoteKind.PREVOTE, NO_BLOCK, number))
+    assert own not in rounds.news()[1]
+    hear(rounds, propose(block, 5, valid_round=0))
+    assert own in rounds.news()[1]
+
+
 def test_two_proposals_for_one_round_are_shown() -> None:
     """The first one stays and is voted on; both together are evidence against whose turn it was."""
     rounds = make_rounds(KEYS[0])
