@@ -16,7 +16,7 @@ Role = Literal["follower", "miner", "validator"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 TextDomain = Literal["prose", "python", "tables", "c", "html"]
-BUILT_IN_MODELS = ("gru", "transformer")
+BUILT_IN_MODELS = ("gru", "transformer", "ngram")
 DEFAULT_PORT = 4700
 MAX_LIMIT = 1 << 40  # in bytes it is still a number that everything can count with
 
@@ -115,8 +115,8 @@ class ExpertSection(_Section, frozen=True, kw_only=True):
     model: Annotated[
         str,
         Meta(
-            pattern=r"^(gru|transformer|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
-            **_key("a built-in model or your own factory", 'gru, transformer or "package.module:make"'),
+            pattern=r"^(gru|transformer|ngram|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+            **_key("a built-in model or your own factory", 'gru, transformer, ngram or "package.module:make"'),
         ),
     ] = "gru"
     domain: Annotated[

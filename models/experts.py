@@ -63,6 +63,16 @@ class TransformerConfig(Record, frozen=True):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
+class NgramConfig(Record, frozen=True):
+    """The baseline: chances of the next byte by the n-grams up to ``order`` that end here, hashed to ``buckets``."""
+
+    order: int = 3
+    buckets: int = 4096
+
+    def __post_init__(self) -> None:
+        _require_positive(self)
+
+
 class ExpertSpec(Record, frozen=True):
     """One expert as the local configuration names it.
 
@@ -155,6 +165,23 @@ class CausalBlock(nn.Module):
         return out
 
 
+class NgramExpert(nn.Module):
+    """A log-linear model: one table of 256 scores for each length of n-gram, added up."""
+
+    def __init__(self, config: NgramConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tables = nn.ModuleList(nn.Embedding(config.buckets, BYTE_VALUES) for _ in range(config.order))
+        for table in self.tables.parameters():
+            nn.init.normal_(table, std=0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Bytes [B, T] to log-probabilities [B, T, 256] of the byte after each."""
+        keys = ngram_buckets(tokens, self.config.order, self.config.buckets)
+        scores = torch.stack([table(key) for table, key in zip(self.tables, keys, strict=True)]).sum(dim=0)
+        return functional.log_softmax(scores, dim=-1)
+
+
 class TransformerExpert(nn.Module):
     """A small GPT over bytes with learned positions."""
 
@@ -182,6 +209,7 @@ class TransformerExpert(nn.Module):
 MODELS: Mapping[str, tuple[type[Record], Callable[[Any], nn.Module]]] = {
     "gru": (GruConfig, GruExpert),
     "transformer": (TransformerConfig, TransformerExpert),
+    "ngram": (NgramConfig, NgramExpert),
 }
 
 

@@ -14,6 +14,7 @@ from moed.models.ngrams import ngram_buckets
 SMALL: dict[str, dict[str, Any]] = {
     "gru": {"embedding": 8, "width": 16, "ngram_buckets": 64},
     "transformer": {"width": 16, "layers": 2, "heads": 2, "context_bytes": 40},
+    "ngram": {"order": 2, "buckets": 64},
 }
 
 
