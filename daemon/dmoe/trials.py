@@ -28,7 +28,7 @@ IMPATIENT_GRACE_S = 0.3
 """Where throughput is measured, the slowest answers are left out after this; the share of calls that this costs is
 told."""
 RECOVERED_SHARE = 0.7
-"""The throughput counts as recovered with the first window at this share of what it was: so much of the servers is left.
+"""The throughput counts as recovered with the first window at this share of what it was: about what is left of servers.
 Single windows hold few batches, and some are slow before the death as after it."""
 
 
@@ -148,7 +148,9 @@ def throughput(delay_s: float, seed: int, *, steps: int, in_flight: int) -> dict
 def die(seed: int, *, steps: int, in_flight: int, share: float = 0.3) -> dict[str, Any]:
     """A share of the servers dies midway: how long until rows are learned from as fast as the rest can."""
     conditions = Conditions(mean_delay_s=0.2)
-    outcome = play(conditions, Play(steps, in_flight, share, steps // 2), seed)
+    # twenty mean delays: who waits for a dead server waits so long, once
+    config = DigitsConfig(deadline_s=20 * conditions.mean_delay_s)
+    outcome = play(conditions, Play(steps, in_flight, share, steps // 2), seed, config)
     times, rows = np.array(outcome.ended_s), np.array([one.rows_answered for one in outcome.steps])
     killed = outcome.killed_at_s
     losses = np.array([one.loss for one in outcome.steps])
@@ -164,6 +166,7 @@ def die(seed: int, *, steps: int, in_flight: int, share: float = 0.3) -> dict[st
     return {
         "seed": seed,
         "conditions": asdict(conditions),
+        "deadline_s": config.deadline_s,
         "servers_killed": math.ceil(share * conditions.servers),
         "killed_at_s": killed,
         "rows_per_s_before": before,
