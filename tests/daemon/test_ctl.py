@@ -406,8 +406,10 @@ def test_a_terminal_gets_a_table_with_rules(home: Path) -> None:
 def test_top_lives_on_the_whole_screen_until_it_is_interrupted(home: Path) -> None:
     """It takes the other screen of the terminal, draws again and again, and gives the first one back."""
     master, slave = os.openpty()
+    # tests that run in the background of a shell ignore interrupts, and so would what they start
+    interruptible = ["env", "--default-signal=INT", sys.executable, "-m", "moed.daemon.ctl"]
     with subprocess.Popen(
-        [sys.executable, "-m", "moed.daemon.ctl", "--home", str(home), "top", "--interval", "0.2"],
+        [*interruptible, "--home", str(home), "top", "--interval", "0.2"],
         stdout=slave, stderr=slave, env=ENVIRONMENT | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
     ) as process:  # fmt: skip
         os.close(slave)
