@@ -38,3 +38,8 @@ def published_vectors() -> Callable[[str], Any]:
         return json.loads(path.read_text())
 
     return read
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of the promises come last: their six daemons train until the end of the session."""
+    items.sort(key=lambda item: "promises" in item.path.parts)
