@@ -42,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def host(folder: Path, name: str) -> HostedExpert:
-    spec = ExpertSpec(name=name, max_rows=8, max_length=64, **MODELS[name])
+    spec = ExpertSpec(name=name, max_rows=16, max_length=64, **MODELS[name])
     return open_hosted(spec, load_corpus("tables"), TrainingConfig(rows=2, length=8), folder, seed=3)
 
 
