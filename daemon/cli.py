@@ -110,7 +110,7 @@ def doctor(home: Path, as_json: bool) -> None:
     \b
     moed doctor --home ~/.moed
     """
-    from . import tables
+    from . import answer_tables, tables
     from .client import Client
     from .errors import DaemonRefused, DaemonUnreachable
     from .findings import check_home
@@ -127,7 +127,7 @@ def doctor(home: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"running": is_running, "findings": found}, indent=2))
     else:
-        tables.show(tables.findings_parts(found))
+        tables.show(answer_tables.findings_parts(found))
     if any(one["severity"] == "error" for one in found):
         sys.exit(EXIT_FAILED)
 
@@ -162,16 +162,17 @@ def config_show(home: Path, as_json: bool) -> None:
     \b
     MOED_NODE_PORT=4701 moed config show --home ~/.moed
     """
-    from . import tables
+    from . import answer_tables, tables
     from .config import load_config, read_text
+    from .config_sources import settings_answer
     from .settings import explain
 
     used = load_config(home)
-    found = tables.settings_answer(explain(used, read_text(used.home / "config.toml")))
+    found = settings_answer(explain(used, read_text(used.home / "config.toml")))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        tables.show(tables.config_parts(found))
+        tables.show(answer_tables.config_parts(found))
 
 
 moed.add_command(chain)
@@ -373,7 +374,7 @@ def devnet_up(folder: Path, validators: int, miners: int) -> None:
         with Screen(0) as screen:
             for progress in network.watch_ready():
                 screen.show(progress)
-    except BaseException:
+    except BaseException:  # Ctrl-C among them: no process may outlive the command that failed
         network.stop()
         raise
     click.echo(f"{len(network.nodes)} nodes run under {folder}; for example: moectl --home {folder}/validator-0 status")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +92,19 @@ def settings_of(
             key = f"experts[{index}].{field}"
             source = f"config.toml, line {line_of(text, key)}" if field in table else "default"
             yield Setting(key, getattr(expert, field), source, False, describe_field(ExpertSection, field)[0])
+
+
+def settings_answer(settings: Iterable[Setting]) -> dict[str, Any]:
+    """Settings as `GET /v1/config` answers them."""
+    return {
+        "settings": [
+            {
+                "key": one.key,
+                "value": one.value,
+                "source": one.source,
+                "is_live": one.is_live,
+                "description": one.description,
+            }
+            for one in settings
+        ]
+    }

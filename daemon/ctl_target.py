@@ -78,10 +78,10 @@ def print_json(answer: Any) -> None:
 
 
 def emit(answer: Any, as_json: bool, view: str) -> None:
-    """Print ``answer`` as JSON, or as the tables that ``tables.<view>_parts`` makes of it."""
+    """Print ``answer`` as JSON, or as the tables that ``answer_tables.<view>_parts`` makes of it."""
     if as_json:
         print_json(answer)
         return
-    from . import tables  # --json needs none
+    from . import answer_tables, tables  # --json needs none
 
-    tables.show(getattr(tables, f"{view}_parts")(answer))
+    tables.show(getattr(answer_tables, f"{view}_parts")(answer))

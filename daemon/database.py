@@ -178,7 +178,7 @@ class _Transaction:
         self._lock.acquire()
         try:
             self._db.execute("BEGIN IMMEDIATE")
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else may wait for this lock for ever
             self._lock.release()
             raise
 

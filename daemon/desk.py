@@ -9,12 +9,12 @@ from typing import Any
 import trio
 from prometheus_client import CollectorRegistry
 
+from .config_sources import settings_answer
 from .control.api import ControlRefused
 from .errors import ConfigError
 from .findings import judge_running
 from .settings import Settings
 from .sql_view import SqlRefused, run_sql
-from .tables import settings_answer
 
 MAX_QUESTIONS = 2
 """SQL questions that run at the same time: each takes a thread, and perhaps a core, for up to its time limit."""

@@ -383,7 +383,7 @@ def run(
         say("measuring the mixture on held-out text ...")
         summary = network.summary(epochs)
         summary["completion"] = {"prompt": PROMPT, **network.complete(PROMPT)}
-    except BaseException:
+    except BaseException:  # Ctrl-C among them: no process may outlive the command that failed
         network.stop()
         raise
     say("shutting down ...")

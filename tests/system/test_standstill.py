@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moed.daemon.tables import chain_parts
+from moed.daemon.answer_tables import chain_parts
 from support.daemons import make_network, running, wait_until
 
 
