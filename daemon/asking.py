@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from moed.consensus.state import read_neurons
+from moed.protocol.experts import FORWARD, longest_text_answer
 from moed.protocol.identity import NodeId
 
 from .chain import Chain
@@ -96,7 +97,11 @@ class Panel:
             return None
         try:
             reply = await peer.call(
-                "expert.forward", {"expert": miner.expert, "codec": "float16"}, [tokens], deadline_s=deadline_s
+                FORWARD,
+                {"expert": miner.expert, "codec": "float16"},
+                [tokens],
+                deadline_s=deadline_s,
+                max_answer_bytes=longest_text_answer(tokens.shape),
             )
         except CallError as error:
             logger.info("validator.no_answer", uid=uid, reason=str(error))

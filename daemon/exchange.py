@@ -14,7 +14,7 @@ import trio
 
 from moed.consensus.state import read_neurons
 from moed.models.study import Question, Study
-from moed.protocol.experts import FORWARD
+from moed.protocol.experts import FORWARD, longest_text_answer
 
 from .asking import Panel
 from .chain import Chain
@@ -64,7 +64,13 @@ class Exchange:
         peer, expert = place
         body = {"expert": expert, "codec": "float16"}
         try:
-            reply = await peer.call(FORWARD, body, [question.tokens], deadline_s=QUESTION_DEADLINE_S)
+            reply = await peer.call(
+                FORWARD,
+                body,
+                [question.tokens],
+                deadline_s=QUESTION_DEADLINE_S,
+                max_answer_bytes=longest_text_answer(question.tokens.shape),
+            )
         except CallError as error:
             logger.info("exchange.no_answer", teacher=question.teacher, reason=str(error))
             return None

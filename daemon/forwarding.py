@@ -12,16 +12,21 @@ from numpy.typing import NDArray
 
 from moed.consensus.state import read_neurons, stake_behind
 from moed.protocol.codec import Record, convert_record
+from moed.protocol.experts import longest_text_answer
 from moed.protocol.identity import NodeId
 
 from .chain import Chain
 from .control.answers import MAX_COMPLETION_BYTES
 from .control.api import ControlRefused
-from .network.calls import Reply
+from .network.calls import SMALL_ANSWER_BYTES, Reply
 from .network.errors import CallError
 from .network.peers import Peers
 
 logger = structlog.get_logger()
+
+
+MAX_PIECE_BYTES = 4 << 10
+"""One byte of a continuation, or one row, with the shares of everybody who had a part in it."""
 
 
 class CompletionRequest(Record, frozen=True, kw_only=True):
@@ -46,26 +51,29 @@ class ForwardedMixture:
     ) -> AsyncIterator[dict[str, Any]]:
         """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
         body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
-        answer = await self._call("mixture.complete", body, ())
+        answer = await self._call("mixture.complete", body, (), max_bytes * MAX_PIECE_BYTES + SMALL_ANSWER_BYTES)
         for piece in convert_record({"pieces": answer.body}, _Pieces).pieces:
             yield {"text": piece.text, "experts": piece.experts}
 
     async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
         """Forward to a validator. Raises `ControlRefused` if there is none, or none that answers in shape."""
-        answer = await self._call("mixture.forward", None, (inputs,))
+        longest = longest_text_answer((len(inputs), 1)) + len(inputs) * MAX_PIECE_BYTES
+        answer = await self._call("mixture.forward", None, (inputs,), longest)
         shares = convert_record({"rows": answer.body}, _Shares).rows
         if [one.shape for one in answer.tensors] != [(len(inputs), 256)] or len(shares) != len(inputs):
             raise ControlRefused(502, "bad_answer", "the validator's answer has another shape", "try again")
         return np.asarray(answer.tensors[0], dtype=np.float32), list(shares)
 
-    async def _call(self, method: str, body: Any, tensors: Sequence[NDArray[Any]]) -> Reply:
+    async def _call(self, method: str, body: Any, tensors: Sequence[NDArray[Any]], longest_bytes: int) -> Reply:
         """Ask validators in order of stake until one answers. Raises `ControlRefused` if none does."""
         for node_id, _ in sorted(self._validators(), key=lambda one: -one[1]):
             peer = self._peers.get(node_id)
             if peer is None:
                 continue
             try:
-                return await peer.call(method, body, tensors, deadline_s=self._deadline_s)
+                return await peer.call(
+                    method, body, tensors, deadline_s=self._deadline_s, max_answer_bytes=longest_bytes
+                )
             except CallError as error:
                 logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
         raise ControlRefused(

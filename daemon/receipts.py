@@ -29,7 +29,7 @@ from moed.protocol.receipts import (
     claim_sheet,
 )
 
-from .network.calls import Call, Handler, Refused, Reply
+from .network.calls import SMALL_ANSWER_BYTES, Call, Handler, Refused, Reply
 from .network.errors import CallError
 from .network.peers import Peer
 
@@ -138,7 +138,12 @@ class ReceiptBook:
         for sheet in self._sheets(book):
             claim = self._claim(sheet)
             try:
-                reply = await book.peer.call(SIGN, _body(SignRequest(signed=claim)), deadline_s=SIGN_DEADLINE_S)
+                reply = await book.peer.call(
+                    SIGN,
+                    _body(SignRequest(signed=claim)),
+                    deadline_s=SIGN_DEADLINE_S,
+                    max_answer_bytes=SMALL_ANSWER_BYTES,
+                )
                 signature = convert_record(reply.body, SignAnswer).signature
                 verify(PublicKey(sheet.caller), Domain.RECEIPT, self._network_id, claim.sheet, signature)
                 claim = msgspec.structs.replace(claim, caller_signature=signature)

@@ -12,10 +12,10 @@ import trio
 
 from moed.protocol.codec import RecordT, convert_record
 from moed.protocol.errors import RemoteProtocolError
-from moed.protocol.experts import BACKWARD, FORWARD, INFO, InfoAnswer, Load
+from moed.protocol.experts import BACKWARD, FORWARD, INFO, MAX_VALUE_BYTES, InfoAnswer, Load
 from moed.protocol.tensors import Codec
 
-from .network.calls import Reply
+from .network.calls import SMALL_ANSWER_BYTES, Reply
 from .network.errors import CallError, DeadlineExceeded, PeerLost, RemoteRefusal
 from .network.peers import Peer
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from moed.protocol.tensors import Array
 
 AnswerT = TypeVar("AnswerT")
+
+MAX_INFO_BYTES = 4 << 20
+"""What one node says of all its experts; each is a few hundred bytes."""
 
 # Refusals that another place, or the same one later, would not repeat.
 _ELSEWHERE = frozenset(
@@ -80,7 +83,7 @@ class ExpertClient:
 
     async def info(self, peer: Peer, *, deadline_s: float) -> InfoAnswer:
         """What ``peer`` serves. Raises `CallError` subclasses."""
-        reply = await peer.call(INFO, {}, deadline_s=deadline_s)
+        reply = await peer.call(INFO, {}, deadline_s=deadline_s, max_answer_bytes=MAX_INFO_BYTES)
         return _converted(reply.body, InfoAnswer)
 
     async def ask(self, asked: Asked, *, deadline_s: float) -> Answered:
@@ -136,10 +139,20 @@ class ExpertClient:
     async def _ask_one(self, peer: Peer, asked: Asked, deadline_s: float) -> Answered:
         body = {"expert": asked.expert, "codec": _CODEC_WORD[self._codec]}
         if asked.gradients is None:
-            method, tensors = FORWARD, [asked.inputs]
+            # how long a forward answer may be is the expert's own affair
+            method, tensors, longest = FORWARD, [asked.inputs], None
         else:
             method, tensors = BACKWARD, [asked.inputs, asked.gradients]
-        reply = await peer.call(method, body, tensors, deadline_s=deadline_s, codec=self._codec, hashed=self._hashed)
+            longest = asked.inputs.size * MAX_VALUE_BYTES + SMALL_ANSWER_BYTES
+        reply = await peer.call(
+            method,
+            body,
+            tensors,
+            deadline_s=deadline_s,
+            codec=self._codec,
+            hashed=self._hashed,
+            max_answer_bytes=longest,
+        )
         return _answered(reply, peer, asked)
 
 

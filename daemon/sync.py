@@ -15,8 +15,8 @@ from moed.protocol.errors import Malformed, RemoteProtocolError, TooLarge
 from moed.protocol.identity import NodeId
 
 from .gossip import Session, Sessions
-from .network.calls import Call, Handler, Reply
-from .network.errors import CallError
+from .network.calls import SMALL_ANSWER_BYTES, Call, Handler, Reply
+from .network.errors import AnswerTooLarge, CallError
 from .store import Store
 
 logger = structlog.get_logger()
@@ -172,16 +172,28 @@ class Sync:
         """One peer's blocks from ``start`` on; none if it gives none. One that answers out of bounds is cut off."""
         request = {"start": start, "limit": SYNC_BATCH}
         try:
-            reply = await peer.call("chain.blocks", request, deadline_s=SYNC_DEADLINE_S)
+            reply = await peer.call(
+                "chain.blocks",
+                request,
+                deadline_s=SYNC_DEADLINE_S,
+                max_answer_bytes=MAX_ANSWER_BYTES + SMALL_ANSWER_BYTES,
+            )
+        except AnswerTooLarge as error:
+            self._cut_off(peer, error)
+            return []
         except CallError as error:
             logger.info("chain.sync_failed", peer=peer.node_id.hex(), reason=str(error))
             return []
         try:
             return _check_rows(reply.body)
         except RemoteProtocolError as error:
-            logger.warning("chain.sync_refused", peer=peer.node_id.hex(), reason=str(error))
-            peer.drop()
+            self._cut_off(peer, error)
             return []
+
+    @staticmethod
+    def _cut_off(peer: Session, error: Exception) -> None:
+        logger.warning("chain.sync_refused", peer=peer.node_id.hex(), reason=str(error))
+        peer.drop()
 
     def _note_failure(self, peer: Session) -> None:
         self.forget(peer.node_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .tensors import TensorHead, WireTensor
+
+BYTE_VALUES = 256
+MAX_VALUE_BYTES = 8
+"""The widest number that travels."""
+_ANSWER_HEAD_BYTES = 64 << 10
 
 FORWARD, BACKWARD, INFO = "expert.forward", "expert.backward", "expert.info"
 
@@ -93,6 +99,11 @@ class InfoAnswer(Record, frozen=True, kw_only=True):
 
     experts: tuple[ExpertInfo, ...]
     load: Load
+
+
+def longest_text_answer(shape: Sequence[int]) -> int:
+    """The bytes of an honest answer of `text.next` to tokens of ``shape`` [B, T], in whatever codec, at most."""
+    return math.prod(shape) * BYTE_VALUES * MAX_VALUE_BYTES + _ANSWER_HEAD_BYTES
 
 
 def check_batches(schema: BatchSchema, tensors: Sequence[WireTensor | TensorHead], count: int, expert: str) -> None:

@@ -9,6 +9,7 @@ keys are arguments. After an error it is dead: every further `next_event` raises
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .aead import TAG_BYTES
@@ -64,6 +65,14 @@ _MAX_CONTROL_BYTES = 64 << 10
 _MAX_WAITING_PONGS = 16
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A request of ours without a whole response: the longest one that it takes, and whether it is wholly sent."""
+
+    max_answer_bytes: int
+    is_sent: bool = False
+
+
 class Session:
     """One side of an encrypted, multiplexed session."""
 
@@ -101,7 +110,7 @@ class Session:
         self._peer: Secured | None = None
         self._inbox = Inbox(self.limits, budget or ByteBudget(1 << 62), allocate, screen)
         self._outbox: Outbox | None = None
-        self._calls: dict[int, bool] = {}  # our requests without a whole response: is the request wholly sent?
+        self._calls: dict[int, _Asked] = {}
         self._serving: dict[int, Priority] = {}  # the peer's whole requests without a whole response of ours
         self._next_stream = 1 if is_initiator else 2
         self._control: deque[bytes] = deque()
@@ -183,18 +192,24 @@ class Session:
     # -- messages out ----------------------------------------------------------------------------------------------
 
     def send_request(
-        self, buffers: Iterable[Buffer], *, priority: Priority = Priority.NORMAL, deadline_s: float | None = None
+        self,
+        buffers: Iterable[Buffer],
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline_s: float | None = None,
+        max_answer_bytes: int | None = None,
     ) -> int:
         """Queue a request; returns its stream, which the answering event names.
 
-        ``deadline_s`` is on the clock of `data_to_send`; what is left of it travels. The buffers are read when their
-        turn comes and must not change before the answer. Raises `LocalProtocolError` for a message over the peer's
-        limit and for a session that opens nothing any more.
+        ``deadline_s`` is on the clock of `data_to_send`; what is left of it travels. A response that announces more
+        than ``max_answer_bytes`` is refused before there is memory for it: `RequestEnded` with `TOO_LARGE`. The buffers
+        are read when their turn comes and must not change before the answer. Raises `LocalProtocolError` for a message
+        over the peer's limit and for a session that opens nothing any more.
         """
         outbox = self._require_open()
         stream = self._take_stream()
         outbox.push(stream, Role.REQUEST, priority, buffers, deadline_s)
-        self._calls[stream] = False
+        self._calls[stream] = _Asked(self.limits.max_message_bytes if max_answer_bytes is None else max_answer_bytes)
         return stream
 
     def send_notice(self, buffers: Iterable[Buffer], *, priority: Priority = Priority.NORMAL) -> int:
@@ -295,7 +310,7 @@ class Session:
         filled = outbox.fill(block, now_s)
         for message in filled.sent:
             if message.role is Role.REQUEST and message.stream in self._calls:
-                self._calls[message.stream] = True
+                self._calls[message.stream].is_sent = True
             elif message.role is Role.RESPONSE:
                 self._inbox.release(message.stream)
         for message in filled.expired:
@@ -412,10 +427,14 @@ class Session:
             self._check_known(frame.stream)
             if not self._is_ours(frame.stream):
                 raise Unexpected(f"a response on stream {frame.stream}, which the peer itself opened")
-            if frame.stream not in self._calls:
+            asked = self._calls.get(frame.stream)
+            if asked is None:
                 return  # we ended it while the answer was on its way; its body is thrown away
-            if not self._calls[frame.stream]:
+            if not asked.is_sent:
                 raise Unexpected("a response to a request that is not wholly sent")
+            if asked.max_answer_bytes < frame.size <= self.limits.max_message_bytes:
+                self._refuse_open(frame, ResetCode.TOO_LARGE)
+                return
         elif self._is_ours(frame.stream):
             raise Unexpected(f"the peer opened stream {frame.stream}, which is not its to open")
         elif self._has_said_goodbye and frame.role is Role.REQUEST:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .peers import Peer
 
 
+SMALL_ANSWER_BYTES = 64 << 10
+"""More than any answer without tensors or blocks takes, a refusal in words included."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request or notice of ``peer``, decoded.

@@ -9,6 +9,7 @@ The tree:
     ├── DeadlineExceeded        the time that was given is over; the peer was told to stop
     ├── RemoteRefusal           the peer answered that it will not, with a code and a reason
     ├── Overloaded              this node has no room for the answer now
+    ├── AnswerTooLarge          the peer answers with more than the call takes; none of it was kept
     └── RequestTooLarge         the peer takes no message of this length; nothing was sent
 """
 
@@ -51,6 +52,11 @@ class RemoteRefusal(CallError):
 
 class Overloaded(CallError):
     """The answer came, but the memory for incoming messages is taken; ask for less at once."""
+
+
+class AnswerTooLarge(CallError):
+    """The peer began an answer longer than the caller's ``max_answer_bytes``; ask another peer, this one is not honest
+    or speaks another version."""
 
 
 class RequestTooLarge(CallError):

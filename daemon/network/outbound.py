@@ -16,7 +16,16 @@ from moed.protocol.tensor_codecs import decode_tensor
 from moed.protocol.tensors import Codec, check_decoded_size
 
 from .calls import Reply
-from .errors import CallError, DeadlineExceeded, Overloaded, PeerLeaving, PeerLost, RemoteRefusal, RequestTooLarge
+from .errors import (
+    AnswerTooLarge,
+    CallError,
+    DeadlineExceeded,
+    Overloaded,
+    PeerLeaving,
+    PeerLost,
+    RemoteRefusal,
+    RequestTooLarge,
+)
 
 if TYPE_CHECKING:
     from moed.protocol.messages import Message
@@ -66,12 +75,13 @@ class OutboundCalls:
         deadline: float,
         priority: Priority,
         codec: Codec,
+        max_answer_bytes: int | None = None,
     ) -> Reply:
         """Send a request and wait for its reply until ``deadline`` (trio time). Raises the subclasses of `CallError`.
 
         Cancelled or out of time, it tells the peer to stop.
         """
-        stream, pending = self._send(head, tensors, deadline, priority, codec)
+        stream, pending = self._send(head, tensors, deadline, priority, codec, max_answer_bytes)
         try:
             with trio.CancelScope(deadline=deadline):
                 await pending.done.wait()
@@ -120,7 +130,7 @@ class OutboundCalls:
         """A request that gets no response."""
         pending = self._pending.get(event.stream)
         if pending is not None:
-            pending.settle(_error_of(event))
+            pending.settle(_error_of(event, pending.method))
 
     def lose_all(self) -> None:
         """The session is over: every waiting call raises `PeerLost`."""
@@ -135,13 +145,16 @@ class OutboundCalls:
         deadline: float,
         priority: Priority,
         codec: Codec,
+        max_answer_bytes: int | None,
     ) -> tuple[int, _Pending]:
         buffers = encode_message(head, tensors, codec=codec)
         self._require_open()
         size = sum(len(buffer) for buffer in buffers)
         self._require_size(size, Role.REQUEST)
         request_hash = message_hash(buffers) if head.hashed else None
-        stream = self._session.send_request(buffers, priority=priority, deadline_s=deadline)
+        stream = self._session.send_request(
+            buffers, priority=priority, deadline_s=deadline, max_answer_bytes=max_answer_bytes
+        )
         pending = self._pending[stream] = _Pending(head.method, size, request_hash, trio.current_time())
         # several at once are better sent together, by the writer
         if len(self._pending) == 1:
@@ -178,13 +191,15 @@ class OutboundCalls:
         return Reply(message.head.body, tuple(decode_tensor(tensor) for tensor in message.tensors))
 
 
-def _error_of(event: RequestEnded) -> CallError:
+def _error_of(event: RequestEnded, method: str) -> CallError:
     if event.code is ResetCode.DEADLINE:
         return DeadlineExceeded("the time was over before the answer")
     if event.code is ResetCode.GOING_AWAY:
         return PeerLeaving("the peer is leaving and starts nothing new")
     if event.code is ResetCode.UNFIT:
         return RemoteRefusal("unfit", "the method takes no such tensors")
+    if event.is_local and event.code is ResetCode.TOO_LARGE:
+        return AnswerTooLarge(f"{method}: the peer began an answer longer than this call takes; it was not read")
     if event.is_local:
         return Overloaded("no room for the answer among the messages that this node receives")
     return RemoteRefusal(event.code.name.lower(), "the peer ended the call without an answer")

@@ -90,21 +90,31 @@ class Peer:
         priority: Priority = Priority.NORMAL,
         codec: Codec = Codec.NONE,
         hashed: bool = False,
+        max_answer_bytes: int | None = None,
     ) -> Reply:
         """Ask the peer and wait for its reply, at most ``deadline_s`` seconds; the rest of that time travels along.
 
         ``hashed`` asks for the hashes of request and answer in the call's receipt; both sides then hash every byte.
+        ``max_answer_bytes`` bounds the reply as it travels, a refusal too: a longer one is refused by its first bytes,
+        before there is memory for it. None: what the session takes at most (`SessionLimits.max_message_bytes`).
 
         The tensors' memory is read while it is sent: leave it alone until the reply. Raises `RemoteRefusal`,
-        `DeadlineExceeded`, `PeerLost`, `Overloaded` or `RequestTooLarge`; `LocalProtocolError` for a body or tensor
-        that cannot travel.
+        `DeadlineExceeded`, `PeerLost`, `Overloaded`, `AnswerTooLarge` or `RequestTooLarge`; `LocalProtocolError` for a
+        body or tensor that cannot travel.
         """
         deadline = trio.current_time() + deadline_s
         head = RequestHead(method=method, body=body, hashed=hashed)
         while True:
             connection = await self._live_connection(deadline)
             try:
-                return await connection.calls.call(head, tensors, deadline=deadline, priority=priority, codec=codec)
+                return await connection.calls.call(
+                    head,
+                    tensors,
+                    deadline=deadline,
+                    priority=priority,
+                    codec=codec,
+                    max_answer_bytes=max_answer_bytes,
+                )
             except PeerLeaving:
                 # the peer began nothing of it, and the session that stays may be here already
                 if not await self._await_replacement(connection, deadline):

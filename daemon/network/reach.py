@@ -24,7 +24,7 @@ from moed.protocol.envelope import NONCE_BYTES, Opener, seal
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity, NodeId
 
-from .calls import Call, Refused, Reply
+from .calls import SMALL_ANSWER_BYTES, Call, Refused, Reply
 from .datagrams import UdpPort
 from .errors import CallError
 from .peers import Peers
@@ -146,7 +146,9 @@ class Reach:
 
         async def ask(peer_index: int) -> None:
             try:
-                reply = await peers[peer_index].call(METHOD, {"port": self._port}, deadline_s=ANSWER_S)
+                reply = await peers[peer_index].call(
+                    METHOD, {"port": self._port}, deadline_s=ANSWER_S, max_answer_bytes=SMALL_ANSWER_BYTES
+                )
                 answers.append(convert_record(reply.body, DialledBack))
             except (CallError, RemoteProtocolError) as error:
                 logger.debug("reach.no_answer", peer=peers[peer_index].node_id.hex(), reason=str(error))

@@ -230,7 +230,9 @@ class Link:
         self._network = network
         self._here = here
 
-    async def call(self, method: str, body: Any = None, *, deadline_s: float) -> Reply:
+    async def call(
+        self, method: str, body: Any = None, *, deadline_s: float, max_answer_bytes: int | None = None
+    ) -> Reply:
         return await self._network.ask(self._here.node_id, self.node_id, method, body, deadline_s)
 
     async def notify(self, method: str, body: Any = None, *, priority: Priority) -> None:

@@ -44,7 +44,9 @@ class Giver:
     async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
         raise AssertionError("nobody is told anything")
 
-    async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
+    async def call(
+        self, method: str, body: object = None, *, deadline_s: float, max_answer_bytes: int | None = None
+    ) -> Reply:
         raise AssertionError("nobody is asked")
 
     def drop(self) -> None:

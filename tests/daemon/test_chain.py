@@ -461,7 +461,9 @@ class Listening:
         if method == "chain.transactions":
             self.is_done.set()
 
-    async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
+    async def call(
+        self, method: str, body: object = None, *, deadline_s: float, max_answer_bytes: int | None = None
+    ) -> Reply:
         raise AssertionError("a greeting asks nothing")
 
     def drop(self) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
 from moed.daemon.network.calls import Reply
+from moed.daemon.network.errors import AnswerTooLarge, CallError
 from moed.daemon.network.peers import Priority
 from moed.daemon.store import Store
 from moed.daemon.sync import SYNC_BATCH, Batch, Sync
@@ -29,8 +30,13 @@ class Answering:
     def node_id(self) -> NodeId:
         return key(66).node_id
 
-    async def call(self, method: str, body: object = None, *, deadline_s: float) -> Reply:
+    async def call(
+        self, method: str, body: object = None, *, deadline_s: float, max_answer_bytes: int | None = None
+    ) -> Reply:
         await trio.lowlevel.checkpoint()
+        assert max_answer_bytes is not None
+        if isinstance(self.body, CallError):
+            raise self.body
         return Reply(self.body)
 
     async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
@@ -80,8 +86,19 @@ async def test_an_answer_is_handed_on_unread(tmp_path: Path) -> None:
         [["text", "text"]],
         [7],
         [[bytes(MAX_BLOCK_RECORD_BYTES), b""]] * 2 + [ROW],
+        AnswerTooLarge("refused as it began"),
     ],
-    ids=["nothing", "bytes", "too many", "one part", "three parts", "text", "a number", "too long"],
+    ids=[
+        "nothing",
+        "bytes",
+        "too many",
+        "one part",
+        "three parts",
+        "text",
+        "a number",
+        "too long",
+        "refused as it began",
+    ],
 )
 async def test_an_answer_out_of_bounds_ends_the_session(tmp_path: Path, body: object) -> None:
     """More rows or bytes than an honest peer gives, or no rows at all: nothing of it is read, and the peer is gone."""

@@ -196,6 +196,30 @@ def test_a_full_node_budget_refuses_one_request_and_keeps_the_session() -> None:
     assert [type(event) for event in pair.take_alice()] == [ResponseReceived]
 
 
+@pytest.mark.parametrize("size", [1, 1_000, 1_001, 300_000])
+def test_an_answer_over_its_requests_bound_gets_no_memory(size: int) -> None:
+    """TOO_LARGE ends that request alone, on both sides, whether the answer comes in one piece or in many."""
+    pair = open_pair()
+    allocated: list[int] = []
+    allocate = pair.alice._inbox._allocate
+    pair.alice._inbox._allocate = lambda size: allocated.append(size) or allocate(size)  # type: ignore[func-returns-value]
+    bounded = pair.alice.send_request([b"ask"], max_answer_bytes=1_000)
+    free = pair.alice.send_request([b"ask"])
+    pair.take_bob()
+    for stream in (bounded, free):
+        assert pair.bob.send_response(stream, [bytes(size)])
+    events = {event.stream: event for event in pair.take_alice()}  # type: ignore[union-attr]
+    assert isinstance(events[free], ResponseReceived)
+    if size <= 1_000:
+        assert isinstance(events[bounded], ResponseReceived)
+        assert allocated == [size, size]
+    else:
+        assert events[bounded] == RequestEnded(bounded, ResetCode.TOO_LARGE, is_local=True)
+        assert allocated == [size]
+    assert pair.alice.open_streams == pair.bob.open_streams == 0
+    assert not pair.bob.has_unsent
+
+
 @pytest.mark.parametrize("turns", [0, 1, 4, 1000])
 def test_the_caller_cancels_before_during_and_after_sending(turns: int) -> None:
     """Whenever it comes, both sides forget the stream, and the server hears of it if it had the request."""
