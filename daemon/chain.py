@@ -18,6 +18,7 @@ import trio
 from moed.consensus.blocks import Block, Commit, Vote
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.errors import RuleBroken, TooManyRegistrations
+from moed.consensus.hindsight import Hindsight
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import Rounds
 from moed.consensus.state import read_account
@@ -30,7 +31,7 @@ from moed.protocol.identity import Identity, NodeId
 
 from .accuser import Accuser
 from .gossip import Gossip, Session, Sessions
-from .hearing import Heard, Hearing, status_of, summary_of
+from .hearing import Heard, Hearing, method_of, status_of, summary_of
 from .judging import FEW_TRANSACTIONS, Judge
 from .network.calls import Handler
 from .signer import Signer
@@ -104,6 +105,7 @@ class Chain:
         self._run_blocking = run_blocking
         self._gossip = Gossip(self.forget)
         self._judge = Judge(head, run_blocking)
+        self._hindsight = Hindsight(head.network_id)
         # written by the handlers and timers, read by `_decide`; full means wait, so a flood slows its sender
         self._send, self._receive = trio.open_memory_channel[_Input](256)
         self._rounds = self._new_rounds()
@@ -116,6 +118,7 @@ class Chain:
             self.mempool,
             self._sync,
             rounds=lambda: self._rounds,
+            hindsight=self._hindsight,
             gossip=lambda: self._gossip,
             deliver=self._send.send,
             run_blocking=run_blocking,
@@ -247,7 +250,10 @@ class Chain:
             return self._rounds.on_timeout(message)
         heard, body = message.message, message.body
         if heard.height != self._rounds.height:
-            return []
+            found = self._hindsight.take(heard)
+            if found:
+                await self._gossip.pass_on(method_of(heard), body)
+            return list(found)
         if isinstance(heard, Vote):
             if self._rounds.has_vote(heard):
                 return []
@@ -322,6 +328,7 @@ class Chain:
         self.head.advance(executed, commit)
         self.mempool.prune(self.head.state, self.height)
         self._judge.clear()
+        self._hindsight.close(self._rounds, commit)
         self._rounds = self._new_rounds()
         self._rounds_since_ms = self._now_ms()
         self._gossip.begin_height(self.head.validators)

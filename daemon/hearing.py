@@ -12,6 +12,7 @@ import trio
 
 from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES, Proposal, Vote
 from moed.consensus.errors import InvalidTransaction
+from moed.consensus.hindsight import Hindsight
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import Rounds
 from moed.consensus.summary import RoundsSummary, lacking, summarise
@@ -56,6 +57,7 @@ class Hearing:
         sync: Sync,
         *,
         rounds: Callable[[], Rounds],
+        hindsight: Hindsight,
         gossip: Callable[[], Gossip],
         deliver: Callable[[Heard], Awaitable[None]],
         run_blocking: RunBlocking,
@@ -64,6 +66,7 @@ class Hearing:
         self._mempool = mempool
         self._sync = sync
         self._rounds = rounds
+        self._hindsight = hindsight
         self._gossip = gossip
         self._deliver = deliver
         self._run_blocking = run_blocking
@@ -167,9 +170,15 @@ class Hearing:
         return Reply(None)
 
     async def _queue(self, heard: Heard, source: NodeId | None) -> None:
-        """Hand a message to the deciding task if it is of this height, keep it if of the next, else drop it."""
+        """Hand a message to the deciding task if it is of this height or convicts somebody, keep it if of the next.
+
+        Raises `BadSignature`.
+        """
         ahead = heard.message.height - (self._head.height + 1)
-        if ahead == 0:
+        is_late = ahead < 0 and self._hindsight.wants(heard.message)
+        if is_late:
+            self._hindsight.check(heard.message)
+        if ahead == 0 or is_late:
             self._gossip().messages.add(heard.body, source)
             await self._deliver(heard)
         elif ahead == 1 and self._keep_early(heard):
@@ -208,6 +217,11 @@ def summary_of(rounds: Rounds) -> dict[str, Any]:
     """What is held of the height under way, as it is told."""
     summary: dict[str, Any] = msgspec.to_builtins(summarise(rounds), builtin_types=(bytes,))
     return summary
+
+
+def method_of(message: Proposal | Vote) -> str:
+    """The notice in which a message travels."""
+    return "chain.vote" if isinstance(message, Vote) else "chain.proposal"
 
 
 def _body(call: Call) -> bytes:
