@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from moed import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
-SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 
 
 def test_every_package_folder_is_in_the_table() -> None:
@@ -23,6 +26,13 @@ def test_every_package_folder_is_in_the_table() -> None:
         for init in (ROOT / top).rglob("__init__.py"):
             found.add(".".join(("moed", *init.parent.relative_to(ROOT).parts)))
     assert found == set(SETUPTOOLS["packages"])
+
+
+def test_there_is_one_version() -> None:
+    """What is installed, what the daemon says of itself and the latest entry of the changelog are the same."""
+    assert PYPROJECT["project"]["version"] == __version__
+    released = re.findall(r"^## (\d\S*) - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == __version__
 
 
 def test_every_link_points_where_the_table_says() -> None:
