@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install check test test-service demo simulate simulate-slice promises clean
+.PHONY: install check test test-all coverage test-service demo simulate simulate-slice promises clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      a real network of six daemons on this machine, from install to shutdown"
-	@echo "make test      every test"
+	@echo "make test      every test but the slow ones; make test-all the slow ones too"
+	@echo "make coverage  branches of protocol/ and consensus/ that their tests take: fails under 95 %"
 	@echo "make simulate-slice   40 simulated lives of the chain under faults; make simulate lives 2,020 of an hour each"
 	@echo "make test-service  moed under a real systemd, booted in a machine of its own; as root"
 	@echo "make check     format, lint, types and import arrows"
@@ -32,7 +33,15 @@ check: install
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 
 test: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: install
 	$(BIN)/python -m pytest -q
+
+coverage: install
+	$(BIN)/coverage run --data-file=$(VENV)/.coverage -m pytest -q tests/protocol tests/consensus
+	$(BIN)/coverage report --data-file=$(VENV)/.coverage --include='*/protocol/*' --fail-under=95
+	$(BIN)/coverage report --data-file=$(VENV)/.coverage --include='*/consensus/*' --fail-under=95
 
 # the seeds of the slice are others than those of the tests, which live through the first ones
 simulate-slice: install

@@ -1,4 +1,4 @@
-"""What the pages on architecture and threats name is there: each file, each test, and the layers as they are checked."""
+"""What the pages on architecture and threats name is there: files, tests, and the layers as they are checked."""
 
 from __future__ import annotations
 
