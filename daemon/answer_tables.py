@@ -349,7 +349,13 @@ def resources_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]
         ["received from peers", size(network["received_bytes"]), _per_second(network["download_limit_bytes_per_s"])],
         ["loop lag, longest", f"{found['loop_lag_ms']['max']:.1f} ms", "-"],
     ]
-    return [Table("Resources", ("what", ">used", ">limit"), rows)]
+    peers = [
+        [peer_class, size(moved["sent"]), size(moved["received"])] for peer_class, moved in found["peer_bytes"].items()
+    ]
+    return [
+        Table("Resources", ("what", ">used", ">limit"), rows),
+        Table("Bytes over sessions", ("peers", ">sent", ">received"), peers),
+    ]
 
 
 def _per_second(count: int | None) -> str:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import trio
 
 from .config import Config
 from .errors import LimitReached
+from .network.traffic import Moved, PeerClass
 
 logger = structlog.get_logger()
 
@@ -35,8 +36,8 @@ LEAST_FREE_BYTES = 64 * MIB
 class LimitsWatch:
     """Measures memory, disk, descriptors and the event loop's lag; `config` is asked each time, so limits are live."""
 
-    def __init__(self, config: Callable[[], Config], *, traffic: Callable[[], dict[str, int]]) -> None:
-        """``traffic`` gives the bytes {sent, received} over sessions since the start."""
+    def __init__(self, config: Callable[[], Config], *, traffic: Callable[[], Mapping[PeerClass, Moved]]) -> None:
+        """``traffic`` gives the bytes over sessions since the start, by what the peer is."""
         self._config = config
         self._traffic = traffic
         self._disk_bytes = 0
@@ -89,6 +90,7 @@ class LimitsWatch:
         open_files = len(os.listdir("/proc/self/fd"))
         times = os.times()
         lags = sorted(self._lags_s)
+        traffic = self._traffic()
         return {
             "memory": {"used_bytes": resident_bytes(), "limit_bytes": _bytes(config.limits.memory_mib)},
             "disk": {
@@ -104,9 +106,13 @@ class LimitsWatch:
             },
             "gpu": {"memory_share": config.limits.gpu_memory_share, "used_bytes": gpu_bytes()},
             "network": {
-                **{f"{name}_bytes": count for name, count in self._traffic().items()},
+                "sent_bytes": sum(moved.sent for moved in traffic.values()),
+                "received_bytes": sum(moved.received for moved in traffic.values()),
                 "upload_limit_bytes_per_s": _bytes(config.limits.upload_kib_per_s, 1024),
                 "download_limit_bytes_per_s": _bytes(config.limits.download_kib_per_s, 1024),
+            },
+            "peer_bytes": {
+                one.value: {"sent": moved.sent, "received": moved.received} for one, moved in traffic.items()
             },
             "loop_lag_ms": {
                 "median": round(lags[len(lags) // 2] * 1000, 2),

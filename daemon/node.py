@@ -49,7 +49,7 @@ from .settings import Settings
 from .signer import Signer
 from .store import Store
 from .supervise import forever, heed_signals
-from .views import NodeView
+from .views import NodeView, peer_class
 from .workloads import admitted
 
 logger = structlog.get_logger()
@@ -167,6 +167,7 @@ class Node:
             on_connected=chain.greet,
             on_disconnected=lambda peer: chain.forget(peer.node_id),
             receipts=receipts,
+            classify=lambda key: peer_class(chain.head.state, key),
         )
         reach = self._reach = Reach(dht, peers, self._identity.node_id, network_id, self.config.node.port)
         peers.add_handlers(reach.handlers)
@@ -193,10 +194,7 @@ class Node:
         discovery.topics = role.topics
         watch = LimitsWatch(
             lambda: self.settings.config,
-            traffic=lambda: {
-                "sent": peers.bandwidth.sent.total_bytes,
-                "received": peers.bandwidth.received.total_bytes,
-            },
+            traffic=peers.traffic,
         )
         self._heed_settings(peers.bandwidth)
         desk = OperatorDesk(self.settings, self._home.database, watch.resources)

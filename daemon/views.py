@@ -17,15 +17,17 @@ from moed.consensus.rounds import signed_share
 from moed.consensus.staking import take_of
 from moed.consensus.state import (
     Neuron,
+    StateReader,
     pool_of,
     read_account,
+    read_neuron,
     read_neurons,
     read_pool,
     read_previous_validators,
     read_totals,
     stake_behind,
 )
-from moed.protocol.identity import Identity, NodeId, node_id_of
+from moed.protocol.identity import Identity, NodeId, PublicKey, node_id_of
 from moed.protocol.records import PeerRecord
 
 from .books import KEPT_EPOCHS
@@ -35,6 +37,7 @@ from .dht_view import DhtView
 from .discovery import Discovery
 from .ledger_view import LedgerView
 from .network.peers import Peers
+from .network.traffic import PeerClass
 from .reward_answer import reward_answer
 from .store import Store
 
@@ -305,6 +308,15 @@ class NodeView:
     def _records(self) -> list[PeerRecord]:
         """Our own record and those of everybody found."""
         return [self.describe(), *(known.record for known in self._discovery.directory.values())]
+
+
+def peer_class(state: StateReader, key: PublicKey) -> PeerClass:
+    """What a key is on the chain: a uid with a permit is a validator, any other uid a miner."""
+    uid = read_account(state, key).uid
+    neuron = None if uid is None else read_neuron(state, uid)
+    if neuron is None:
+        return PeerClass.OTHER
+    return PeerClass.VALIDATOR if neuron.has_permit else PeerClass.MINER
 
 
 def _block_row(encoded: bytes, encoded_commit: bytes) -> dict[str, Any]:

@@ -371,7 +371,10 @@ class ReloadAnswer(_Answer, frozen=True, kw_only=True):
 
 
 class ResourcesAnswer(_Answer, frozen=True, kw_only=True):
-    """What the daemon takes of its machine, each beside its limit where there is one."""
+    """What the daemon takes of its machine, each beside its limit where there is one.
+
+    ``peer_bytes`` is {class of the peer: {sent, received}}, the classes being validator, miner and other.
+    """
 
     memory: dict[str, int | None]
     disk: dict[str, int | None]
@@ -379,6 +382,7 @@ class ResourcesAnswer(_Answer, frozen=True, kw_only=True):
     cpu: dict[str, float]
     gpu: dict[str, float]
     network: dict[str, int | None]
+    peer_bytes: dict[str, dict[str, int]]
     loop_lag_ms: dict[str, float]
 
 

@@ -45,9 +45,10 @@ class ControlMetrics:
         self._lag = Gauge("moed_chain_lag_blocks", "Blocks that peers have and this node has not", registry=registry)
         self._used = Gauge("moed_used_bytes", "Memory, disk and GPU memory taken", ["what"], registry=registry)
         self._limit = Gauge("moed_limit_bytes", "What it may take of them", ["what"], registry=registry)
-        self._traffic = Gauge(
-            "moed_session_traffic_bytes", "Bytes over sessions since the start", ["direction"], registry=registry
+        self._peer_bytes = Counter(
+            "moed_peer_bytes", "Bytes over sessions, by what the peer is", ["class", "direction"], registry=registry
         )
+        self._counted_bytes: dict[tuple[str, str], int] = {}
         self._loop_lag = Gauge("moed_loop_lag_seconds", "Longest delay of the event loop lately", registry=registry)
         self._left_out = Gauge(
             "moed_log_lines_left_out", "Log lines left out because there were too many", ["event"], registry=registry
@@ -95,8 +96,11 @@ class ControlMetrics:
             limit = resources[what]["limit_bytes"]
             self._limit.labels(what).set(math.inf if limit is None else limit)
         self._used.labels("gpu").set(resources["gpu"]["used_bytes"])
-        for direction in ("sent", "received"):
-            self._traffic.labels(direction).set(resources["network"][f"{direction}_bytes"])
+        for peer_class, moved in resources["peer_bytes"].items():
+            for direction, total in moved.items():
+                key = (peer_class, direction)
+                self._peer_bytes.labels(*key).inc(total - self._counted_bytes.get(key, 0))
+                self._counted_bytes[key] = total
         self._loop_lag.set(resources["loop_lag_ms"]["max"] / 1000)
         for name, count in left_out.items():
             self._left_out.labels(name).set(count)

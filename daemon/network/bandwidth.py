@@ -1,4 +1,4 @@
-"""Bytes over all sessions: counted, and held to a rate in each direction where one is set."""
+"""Bytes over all sessions, held to a rate in each direction where one is set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ MAX_PIECE_BYTES = 64 << 10
 class Direction:
     """One direction. What was moved is paid for afterwards, by waiting before the next piece."""
 
-    total_bytes: int = 0
     bytes_per_s: float | None = None
     _free_at: float = 0.0
 
-    def count(self, moved_bytes: int) -> None:
+    def pay(self, moved_bytes: int) -> None:
         """So many bytes were moved."""
-        self.total_bytes += moved_bytes
         if self.bytes_per_s is not None:
             now = trio.current_time()
             self._free_at = max(self._free_at, now - BURST_S) + moved_bytes / self.bytes_per_s

@@ -36,11 +36,12 @@ from .errors import DialFailed
 from .line import Line
 from .outbound import OutboundCalls
 from .serving import Serving
+from .traffic import Moved
 
 if TYPE_CHECKING:
     from moed.protocol.addresses import Address
     from moed.protocol.aead import Buffer
-    from moed.protocol.identity import NodeId
+    from moed.protocol.identity import NodeId, PublicKey
     from moed.protocol.receipts import CallReceipt
     from moed.protocol.session import Session
 
@@ -106,7 +107,10 @@ class Connection:
         self._limits = limits
         self._counters = counters
         self._serving = serving(self)
-        self._line = Line(stream, bandwidth or Bandwidth()) if isinstance(stream, trio.SocketStream) else None
+        self.moved = Moved()
+        """Bytes over the socket that nobody has booked yet."""
+        socket = stream if isinstance(stream, trio.SocketStream) else None
+        self._line = None if socket is None else Line(socket, bandwidth or Bandwidth(), self.moved)
         self._wake = trio.Event()
         self._is_writer_waiting = False
         self._may_be_readable = True  # False once a read has emptied the socket
@@ -122,6 +126,11 @@ class Connection:
     def node_id(self) -> NodeId:
         """Who is on the other side; only once open."""
         return self.session.peer.node_id
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The other side's key; only once open."""
+        return self.session.peer.public_key
 
     async def run(self, on_open: Callable[[Connection], None]) -> None:
         """Shake hands, call ``on_open``, then serve until either side ends it; closes the stream.

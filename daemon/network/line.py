@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .bandwidth import MAX_PIECE_BYTES, Bandwidth
+from .traffic import Moved
 
 if TYPE_CHECKING:
     from moed.protocol.aead import Buffer
@@ -22,9 +23,13 @@ _NOT_SENT_BYTES = 512 << 10
 
 
 class Line:
-    """The descriptor of a `trio.SocketStream`, which stays the owner and is closed by its owner."""
+    """The descriptor of a `trio.SocketStream`, which stays the owner and is closed by its owner.
 
-    def __init__(self, stream: trio.SocketStream, bandwidth: Bandwidth) -> None:
+    What is sent and received is added to ``moved``.
+    """
+
+    def __init__(self, stream: trio.SocketStream, bandwidth: Bandwidth, moved: Moved) -> None:
+        self._moved = moved
         self._sent, self._received = bandwidth.sent, bandwidth.received
         self._owner = stream.socket
         # a second object on the same descriptor; `release` lets go of it before the owner closes it
@@ -43,7 +48,8 @@ class Line:
             count = self._socket.send(buffer)
         except BlockingIOError:
             return 0
-        self._sent.count(count)
+        self._moved.sent += count
+        self._sent.pay(count)
         return count
 
     def receive_nowait(self, space: memoryview) -> int | None:
@@ -59,7 +65,8 @@ class Line:
             count = self._socket.recv_into(space)
         except BlockingIOError:
             return None
-        self._received.count(count)
+        self._moved.received += count
+        self._received.pay(count)
         return count
 
     async def wait_writable(self) -> None:

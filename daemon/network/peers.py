@@ -28,6 +28,7 @@ from .door import Door, Pace, accept_forever, address_of
 from .errors import CallError, DialFailed, PeerLeaving, PeerLost
 from .limits import NetworkCounters, NetworkLimits
 from .serving import Serving
+from .traffic import Moved, PeerClass, Traffic
 
 if TYPE_CHECKING:
     from moed.protocol.addresses import Address
@@ -176,7 +177,8 @@ class Peers:
     """Every session of this node: one per peer, whoever dialled.
 
     ``handlers`` serve the peers' calls by method name. ``on_connected`` runs as a task of the new session (and may call
-    the peer); ``on_disconnected`` must not wait. ``random_bytes`` gives the ephemeral keys.
+    the peer); ``on_disconnected`` must not wait. ``random_bytes`` gives the ephemeral keys. ``classify`` says what a
+    key is, for `traffic`.
     """
 
     def __init__(
@@ -191,8 +193,10 @@ class Peers:
         on_connected: Callable[[Peer], Awaitable[None]] | None = None,
         on_disconnected: Callable[[Peer], None] | None = None,
         receipts: Receipts | None = None,
+        classify: Callable[[PublicKey], PeerClass] = lambda _key: PeerClass.OTHER,
     ) -> None:
         self.bandwidth = Bandwidth()
+        self._traffic = Traffic(classify)
         self._receipts = receipts
         self.counters = NetworkCounters()
         self._identity = identity
@@ -226,6 +230,12 @@ class Peers:
         """The peer with this node id, if we have a session with it that is not about to end."""
         peer = self._peers.get(node_id)
         return None if peer is None or peer.connection.is_leaving else peer
+
+    def traffic(self) -> Mapping[PeerClass, Moved]:
+        """The bytes over all sessions since the start, by what the peer is; those of a handshake count after it."""
+        for peer in self._peers.values():
+            self._traffic.book(peer.connection.moved, peer.public_key)
+        return self._traffic.totals
 
     async def run(
         self,
@@ -432,6 +442,7 @@ class Peers:
             logger.debug("session.greeting_failed", peer=peer.node_id.hex(), reason=str(error))
 
     def _unregister(self, connection: Connection) -> None:
+        self._traffic.book(connection.moved, None if connection.opened_at is None else connection.public_key)
         reason = connection.end_reason or "shutdown"
         if connection.opened_at is None:
             self.counters.handshakes_failed += 1

@@ -40,6 +40,7 @@ from moed.daemon.limits_watch import LimitsWatch
 from moed.daemon.logs import Logs, configure_logging
 from moed.daemon.network.peers import Peers
 from moed.daemon.network.reach import Reach
+from moed.daemon.network.traffic import Moved, PeerClass
 from moed.daemon.reward_answer import reward_answer
 from moed.daemon.settings import Settings
 from moed.daemon.store import Store
@@ -297,7 +298,7 @@ def small_desk(node: SmallNode, folder: Path) -> OperatorDesk:
             executed, commit = head.execute(block), sign_commit(head.genesis, block, [key(1), key(2)])
             store.append(executed, commit)
             head.advance(executed, commit)
-    watch = LimitsWatch(lambda: settings.config, traffic=lambda: {"sent": 0, "received": 0})
+    watch = LimitsWatch(lambda: settings.config, traffic=lambda: {one: Moved(5, 7) for one in PeerClass})
     return OperatorDesk(settings, folder / "chain.db", watch.resources)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +13,10 @@ import trio
 from moed.daemon.network.calls import Call, Handler, Method, Refused, Reply
 from moed.daemon.network.limits import NetworkLimits
 from moed.daemon.network.peers import Peer, Peers
+from moed.daemon.network.traffic import PeerClass
 from moed.protocol.addresses import Address
 from moed.protocol.handshake import SessionLimits
-from moed.protocol.identity import Identity
+from moed.protocol.identity import Identity, PublicKey
 
 NETWORK_ID = b"n" * 32
 
@@ -86,6 +87,8 @@ async def running(
     limits: SessionLimits | None = None,
     network_limits: NetworkLimits | None = None,
     extra: Mapping[str, Handler | Method] | None = None,
+    identity: Identity | None = None,
+    classify: Callable[[PublicKey], PeerClass] = lambda _key: PeerClass.OTHER,
 ) -> AsyncIterator[Running]:
     """One node, listening on a free port of 127.0.0.1 until the block ends."""
     served = Served()
@@ -95,7 +98,7 @@ async def running(
     async def greet(peer: Peer) -> None:
         connected.append(peer)
 
-    identity = identity_of(number)
+    identity = identity or identity_of(number)
     peers = Peers(
         identity,
         network_id,
@@ -104,6 +107,7 @@ async def running(
         network_limits=network_limits,
         on_connected=greet,
         on_disconnected=disconnected.append,
+        classify=classify,
     )
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
