@@ -160,6 +160,11 @@ class Chain:
         """The greatest height that we have or have reason to believe in."""
         return self._sync.best_known_height
 
+    @property
+    def heights_heard(self) -> int:
+        """How many peers in session have told us their height."""
+        return self._sync.heights_heard
+
     async def submit(self, body: Body) -> SignedTransaction:
         """Sign ``body`` as this node's next transaction and send it to the network; returns it.
 

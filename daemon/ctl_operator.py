@@ -84,7 +84,9 @@ def sql(target: Target, query: str | None, list_tables: bool, as_json: bool) -> 
 def wait(target: Target, state: str, timeout_s: float, as_json: bool) -> None:
     """Wait until the daemon is there and ready, or has all the blocks that its peers know of.
 
-    Exits with 0 once it is, with 1 where it is not in time, with 2 where no daemon came.
+    Synced needs a peer that has told its height, for which it waits as long as --timeout says; who signs alone, or has
+    no bootstrap, has nobody to wait for. Exits with 0 once it is, with 1 where it is not in time, with 2 where no
+    daemon came.
     """
     import time
 
@@ -106,9 +108,15 @@ def wait(target: Target, state: str, timeout_s: float, as_json: bool) -> None:
     if status is None:
         click.echo(f"moectl: no daemon came within {timeout_s:g} s", err=True)
         raise click.exceptions.Exit(EXIT_NO_DAEMON)
-    stand = f"height {status['height']} of {status['best_known_height']}, {status['peers']} peers"
-    click.echo(f"moectl: not {state} within {timeout_s:g} s ({stand})", err=True)
+    click.echo(f"moectl: not {state} within {timeout_s:g} s ({_stand(status)})", err=True)
     raise click.exceptions.Exit(EXIT_FAILED)
+
+
+def _stand(status: dict[str, Any]) -> str:
+    """How far it is, and what is missing."""
+    if not status["heights_heard"]:
+        return f"height {status['height']}, and none of {status['peers']} peers has told its own; see moectl doctor"
+    return f"height {status['height']} of {status['best_known_height']}, {status['peers']} peers"
 
 
 @click.group(epilog="Example: moectl config show", invoke_without_command=True)

@@ -189,6 +189,7 @@ class Node:
             describe=describe,
             dht=DhtView(dht, peers, reach, describe),
             work=role.work,
+            has_bootstrap=bool(self.config.node.bootstrap),
         )
         discovery.describe = view.describe
         discovery.topics = role.topics

@@ -93,6 +93,11 @@ class Sync:
         claims = [height for node_id, height in self._claims.items() if node_id not in self._failures]
         return max(self._height(), *claims, 0)
 
+    @property
+    def heights_heard(self) -> int:
+        """How many peers in session have told us their height."""
+        return len(self._claims)
+
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may send."""
         return {"chain.status": self._take_status, "chain.blocks": self._give_blocks}

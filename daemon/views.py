@@ -78,7 +78,9 @@ class NodeView:
         describe: Callable[[], PeerRecord],
         dht: DhtView,
         work: Callable[[], Mapping[str, Mapping[str, Any]]],
+        has_bootstrap: bool,
     ) -> None:
+        self._has_bootstrap = has_bootstrap
         self._identity = identity
         self._role = role
         self._chain = chain
@@ -122,8 +124,19 @@ class NodeView:
             "peers": len(self._peers.connected()),
             "uptime_s": round(time.monotonic() - self._started, 1),
             "ready": self.is_ready,
-            "synced": self.is_ready and self._chain.height >= self._chain.best_known_height,
+            "heights_heard": self._chain.heights_heard,
+            "synced": self._is_synced(),
         }
+
+    def _is_synced(self) -> bool:
+        """Whether we have every block that peers know of, which needs one that told us.
+
+        Who signs alone, or was given nobody to ask, has nobody to wait for.
+        """
+        members = self._chain.head.validators.members
+        signs_alone = [member.key for member in members] == [self._identity.public_key]
+        can_know = self._chain.heights_heard > 0 or signs_alone or not self._has_bootstrap
+        return self.is_ready and can_know and self._chain.height >= self._chain.best_known_height
 
     async def peers(self) -> list[dict[str, Any]]:
         uids = {neuron.node_id: neuron.uid for neuron in read_neurons(self._chain.head.state)}

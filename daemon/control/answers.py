@@ -131,7 +131,11 @@ class Refusal(_Answer, frozen=True, kw_only=True):
 
 
 class StatusAnswer(_Answer, frozen=True, kw_only=True):
-    """This node: who it is, where its chain stands, whether it can be used."""
+    """This node: who it is, where its chain stands, whether it can be used.
+
+    ``heights_heard`` is how many peers have told their height: without one a node that has a bootstrap, and does not
+    sign alone, cannot know whether it is ``synced``, and is not.
+    """
 
     node_id: Hex
     network: Hex
@@ -140,6 +144,7 @@ class StatusAnswer(_Answer, frozen=True, kw_only=True):
     uid: int | None
     height: int
     best_known_height: int
+    heights_heard: int
     state_root: Hex
     peers: int
     uptime_s: float

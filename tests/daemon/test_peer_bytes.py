@@ -27,8 +27,8 @@ from support.peering import Running, running, until
 SLACK_BYTES = 4_096
 """Handshake, heads and pings."""
 STATUS = StatusAnswer(
-    node_id="00", network="00", version="0", role="validator", uid=0, height=0, best_known_height=0, state_root="00",
-    peers=0, uptime_s=0.0, ready=True, synced=True,
+    node_id="00", network="00", version="0", role="validator", uid=0, height=0, best_known_height=0, heights_heard=0,
+    state_root="00", peers=0, uptime_s=0.0, ready=True, synced=True,
 )  # fmt: skip
 
 

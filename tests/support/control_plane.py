@@ -117,6 +117,7 @@ class SmallNode:
             "uid": read_account(self.head.state, key(1).public_key).uid,
             "height": self.head.height,
             "best_known_height": self.head.height,
+            "heights_heard": 1,
             "state_root": self.head.state_root.hex(),
             "peers": 1,
             "uptime_s": trio.current_time() - self._started,

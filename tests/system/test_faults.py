@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from moed.daemon.config_example import write_default
 from moed.daemon.findings import Finding, judge_running
 from moed.daemon.home import Home
 from moed.daemon.store import Store
@@ -27,6 +26,7 @@ needs_mounts = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="making a full or read-only disk takes root"
 )
 MOED = f"{sys.executable} -m moed.daemon.cli"
+MOECTL = f"{sys.executable} -m moed.daemon.ctl"
 
 
 @pytest.fixture
@@ -149,15 +149,16 @@ def test_a_sound_home_has_no_findings(home: Home) -> None:
 
 
 def test_a_node_whose_bootstraps_are_gone_stays_up_and_says_so(tmp_path: Path) -> None:
-    """Ready after a bounded attempt; the event, the finding with its code, and the exit code of the doctor."""
-    (daemon,) = make_network(tmp_path, (1,))
-    daemon.home.config.unlink()
-    write_default(daemon.home.config, port=daemon.port, listen="127.0.0.1", bootstrap=["127.0.0.1:9"])
+    """Ready after a bounded attempt, not synced; the event, the finding with its code, and the exit codes."""
+    _, daemon = make_network(tmp_path, (1,), others=1)
     with running(daemon):
-        daemon.wait_ready()
+        assert daemon.wait_ready()["synced"] is False
+        waited = shell(f"{MOECTL} --home {daemon.home.folder} wait --for synced --timeout 0.2")
+        assert waited.returncode == 1
+        assert "none of 0 peers has told its own" in waited.stderr
         (joined,) = daemon.client.get("/v1/events", {"names": "dht.joined"})["events"]
         assert (joined["contacts"], joined["bootstraps"]) == (0, 1)
-        done = shell(f"{sys.executable} -m moed.daemon.ctl --home {daemon.home.folder} doctor --json")
+        done = shell(f"{MOECTL} --home {daemon.home.folder} doctor --json")
         assert done.returncode == 1
         assert [finding["code"] for finding in json.loads(done.stdout)["findings"]] == ["no_bootstrap"]
         alive = shell(f"{MOED} doctor --json --home {daemon.home.folder}")

@@ -23,7 +23,7 @@ def test_a_node_alone_is_a_network_of_one(tmp_path: Path) -> None:
     daemon = Daemon(Home(home))
     with running(daemon):
         status = daemon.wait_ready()
-        assert (status["role"], status["uid"], status["peers"]) == ("follower", 0, 0)
+        assert (status["role"], status["uid"], status["peers"], status["synced"]) == ("follower", 0, 0, True)
         daemon.wait_height(1)
         started = time.monotonic()
         assert daemon.stop() == 0
@@ -60,6 +60,10 @@ def test_a_killed_validator_comes_back_and_agrees(tmp_path: Path) -> None:
         before = daemons[0].wait_ready()["height"]
         daemons[0].wait_height(before + 10)
         victim.start()
+        synced = wait_until(
+            "blocks that it missed", lambda: (status := victim.status()) and status["synced"] and status
+        )
+        assert synced["height"] >= before + 9
         victim.wait_height(before + 10)
         height = victim.wait_height(before + 15)["height"]
         for daemon in daemons:
