@@ -47,10 +47,6 @@ class EpochResult:
     stored_bonds_u16: DenseRows
 
     @property
-    def stake_u16(self) -> npt.NDArray[np.uint16]:
-        return to_u16(self.stake_bits)
-
-    @property
     def consensus_u16(self) -> npt.NDArray[np.uint16]:
         return to_u16(self.consensus_bits)
 

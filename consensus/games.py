@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .dense_rows import DenseRows
 from .epoch_inputs import EpochInputs
 from .fixedpoint import ONE, U16_MAX
 from .sparse_rows import SparseRows
@@ -90,9 +91,6 @@ class TeamGame:
 
     def inputs(self, honest_utility: float, cabal_weight: float) -> EpochInputs:
         """The one epoch that the game is, without bonds of earlier ones."""
-        starts = np.minimum(np.arange(self.uids + 1) * self.servers, self.validators * self.servers)
-        servers = np.tile(np.arange(self.validators, self.uids, dtype=np.uint16), self.validators)
-        empty = np.zeros(self.uids + 1, np.int64)
         return EpochInputs(
             n=self.uids,
             block=1,
@@ -102,8 +100,8 @@ class TeamGame:
             validator_permit=np.arange(self.uids) < self.validators,
             last_update=np.ones(self.uids, np.int64),
             block_at_registration=np.zeros(self.uids, np.int64),
-            weights_u16=SparseRows(starts, servers, self.weights(honest_utility, cabal_weight).ravel()),
-            bonds_u16=SparseRows(empty, servers[:0], servers[:0]),
+            weights_u16=_full_rows(self.weights(honest_utility, cabal_weight)),
+            bonds_u16=_no_rows(self.uids),
             kappa_u16=int(self.rules.kappa * U16_MAX),
             bonds_penalty_u16=int(self.rules.beta * U16_MAX),
             max_allowed_validators=self.validators,
@@ -149,6 +147,19 @@ def _shared_out(values: Floats, share: float) -> Floats:
     return scaled
 
 
+def _full_rows(weights: npt.NDArray[np.uint16]) -> SparseRows:
+    """The rows of validators, the first uids, who rate every miner, the uids after them: ``weights`` [V, M]."""
+    validators, miners = weights.shape
+    starts = np.minimum(np.arange(validators + miners + 1), validators) * miners
+    rated = np.tile(np.arange(validators, validators + miners, dtype=np.uint16), validators)
+    return SparseRows(starts, rated, weights.ravel())
+
+
+def _no_rows(n: int) -> SparseRows:
+    nothing = np.zeros(0, np.uint16)
+    return SparseRows(np.zeros(n + 1, np.int64), nothing, nothing)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyRules:
     """A market whose miners' worth moves by a random walk in its logarithm, ``drift`` in an epoch.
@@ -173,7 +184,7 @@ def copier_advantage(seed: int, rules: CopyRules) -> float:
     """
     draw = np.random.default_rng(seed)
     worth = np.zeros(rules.miners)
-    bonds: list[list[tuple[int, int]]] = [[] for _ in range(rules.validators + rules.miners)]
+    bonds: SparseRows | DenseRows = _no_rows(rules.validators + rules.miners)
     earned = np.zeros(rules.validators)
     visible: Floats | None = None
     for number in range(rules.epochs):
@@ -183,7 +194,7 @@ def copier_advantage(seed: int, rules: CopyRules) -> float:
         copied = visible if rules.hidden and visible is not None else fresh
         visible = fresh
         result = epoch(_market(np.vstack([seen, copied[None]]), rules, bonds))
-        bonds = result.stored_bonds_u16.to_lists()
+        bonds = result.stored_bonds_u16
         if number >= rules.epochs // 4:
             earned += result.dividends_bits[: rules.validators] / ONE
     return float(earned[-1] / earned[:-1].mean())
@@ -195,11 +206,9 @@ def _consensus(rows: Floats) -> Floats:
     return agreed
 
 
-def _market(rows: Floats, rules: CopyRules, bonds: list[list[tuple[int, int]]]) -> EpochInputs:
+def _market(rows: Floats, rules: CopyRules, bonds: SparseRows | DenseRows) -> EpochInputs:
     n = rules.validators + rules.miners
-    upscaled = np.round(rows / rows.max(axis=1, keepdims=True) * U16_MAX).astype(int)
-    miners = range(rules.validators, n)
-    weights = [list(zip(miners, row, strict=True)) for row in upscaled.tolist()] + [[] for _ in miners]
+    upscaled = np.round(rows / rows.max(axis=1, keepdims=True) * U16_MAX).astype(np.uint16)
     return EpochInputs(
         n=n,
         block=2,
@@ -209,7 +218,7 @@ def _market(rows: Floats, rules: CopyRules, bonds: list[list[tuple[int, int]]]) 
         validator_permit=[uid < rules.validators for uid in range(n)],
         last_update=[2] * n,
         block_at_registration=[0] * n,
-        weights_u16=weights,
+        weights_u16=_full_rows(upscaled),
         bonds_u16=bonds,
         yuma_version=rules.yuma_version,
         max_allowed_validators=rules.validators,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moed.consensus.blocks import NO_BLOCK, VoteKind, sign_proposal, sign_vote
 from moed.consensus.evidence import DoubleProposal, DoubleVote, double_proposal, double_vote
 from moed.consensus.transition import Head
-from moed.protocol.codec import decode_record, encode_record
+from moed.protocol.codec import decode_record, encode, encode_record
 from moed.protocol.errors import BadSignature, Malformed, RemoteProtocolError
 from support.chains import key, make_genesis
 
@@ -80,6 +80,32 @@ def test_two_proposals_of_one_round_are_proof() -> None:
         double_proposal(key(1).public_key, one, one)
     with pytest.raises(BadSignature):
         double_proposal(key(2).public_key, one, other).check(genesis.network_id)
+
+
+def test_evidence_has_one_form_and_one_name() -> None:
+    """The halves the other way round are refused as they are read, so one lie is never punished under two names."""
+    votes = [sign_vote(key(1), NETWORK, VoteKind.PREVOTE, 5, 0, bytes([n]) * 32) for n in (1, 2)]
+    genesis = make_genesis()
+    head = Head.at_genesis(genesis)
+    blocks = [head.build([], proposer=key(1).public_key, now_ms=head.time_ms + n)[0] for n in (1, 2)]
+    proposals = [sign_proposal(key(1), genesis.network_id, 2, -1, block) for block in blocks]
+    lies = double_vote(*votes), double_proposal(key(1).public_key, *proposals)
+    for evidence in lies:
+        raw = msgspec.to_builtins(evidence, builtin_types=(bytes,))
+        with pytest.raises(Malformed):
+            decode_record(encode({**raw, "first": raw["second"], "second": raw["first"]}), type(evidence))
+    assert len({evidence.id for evidence in lies}) == 2
+    assert all(evidence.id == decode_record(encode_record(evidence), type(evidence)).id for evidence in lies)
+
+
+def test_proposals_of_different_rounds_are_no_evidence() -> None:
+    """Whose turn it is in two rounds may propose two blocks."""
+    genesis = make_genesis()
+    head = Head.at_genesis(genesis)
+    blocks = [head.build([], proposer=key(1).public_key, now_ms=head.time_ms + n)[0] for n in (1, 2)]
+    one, other = (sign_proposal(key(1), genesis.network_id, number, -1, blocks[number]) for number in (0, 1))
+    with pytest.raises(Malformed):
+        double_proposal(key(1).public_key, one, other)
 
 
 @given(st.binary(max_size=200))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from moed.consensus.errors import InvalidGenesis
-from moed.consensus.genesis import decode_genesis, encode_genesis, genesis_state
+from moed.consensus.genesis import MAX_GENESIS_BYTES, decode_genesis, encode_genesis, genesis_state
 from moed.consensus.params import MAX_INTEGER
-from moed.consensus.state import read_totals
+from moed.consensus.state import read_account, read_totals, read_validators
 from support.chains import key, make_genesis
 
 GENESIS = make_genesis((60, 40), balances=(1_000,))
@@ -65,3 +65,19 @@ def test_a_value_that_would_stop_the_chain_later_is_refused_now(name: str, value
     """Each would be met only at a block or an epoch, when every node of the network already runs."""
     with pytest.raises(InvalidGenesis):
         decode_genesis(altered(**{name: value}))
+
+
+def test_a_file_over_the_limit_is_not_read() -> None:
+    """However well it is formed: a genesis comes from strangers, and is parsed whole."""
+    data = encode_genesis(GENESIS)
+    decode_genesis(data + b" " * (MAX_GENESIS_BYTES - len(data)))
+    with pytest.raises(InvalidGenesis):
+        decode_genesis(data + b" " * (MAX_GENESIS_BYTES - len(data) + 1))
+
+
+def test_a_validator_without_stake_has_a_uid_and_no_say() -> None:
+    """It may earn a permit later; until then the blocks are signed by those with stake."""
+    seats = [account(1, stake=5, is_validator=True), account(2, is_validator=True)]
+    state = genesis_state(decode_genesis(altered(accounts=seats)))
+    assert [read_account(state, key(number).public_key).uid for number in (1, 2)] == [0, 1]
+    assert [member.key for member in read_validators(state).members] == [key(1).public_key]

@@ -10,14 +10,14 @@ import pytest
 
 from moed.consensus.blocks import NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind, sign_proposal, sign_vote
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
-from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
+from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds, signed_share
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
 from moed.protocol.errors import BadSignature, Malformed, Unexpected
 from moed.protocol.identity import Identity
-from support.chains import key, make_genesis
+from support.chains import key, make_genesis, sign_commit
 
 STAKES = (30, 30, 20, 20)
 GENESIS = make_genesis(STAKES)
@@ -527,6 +527,58 @@ def test_two_proposals_for_one_round_are_shown() -> None:
     assert effects == [Equivocation(turn_of(0).public_key, first, second)]
     assert rounds.proposals == {0: first}
     assert hear(rounds, first) == []
+
+
+def test_a_height_begins_once() -> None:
+    """A second start, as a timer that comes twice would make, asks for nothing and goes back nowhere."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    rounds.on_timeout(Timeout(1, 0, Step.PROPOSE))
+    before = rounds.round, rounds.step
+    assert rounds.start() == []
+    assert (rounds.round, rounds.step) == before
+
+
+def test_a_proposal_out_of_reach_is_refused() -> None:
+    """Its author would have many turns, and each of its blocks would be kept."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    near, far = MAX_ROUNDS_AHEAD, MAX_ROUNDS_AHEAD + 1
+    hear(rounds, propose(block_by(1, near), near))
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(block_by(1, far), far))
+    assert set(rounds.proposals) == {near}
+
+
+@pytest.mark.parametrize("valid_round", [2, 3])
+def test_a_valid_round_lies_before_its_proposal(valid_round: int) -> None:
+    """A quorum of the round under way, or of one to come, cannot have been seen."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(block_by(1), 2, valid_round=valid_round))
+
+
+def test_no_quorum_makes_an_invalid_block_lock_or_final_here() -> None:
+    """Two thirds may want what our own chain refuses; we neither lock on it, nor sign it, nor decide it."""
+    rounds, block = make_rounds(KEYS[0], accepts=False), block_by(1)
+    rounds.start()
+    hear(rounds, propose(block))
+    effects: list[Effect] = []
+    for kind in VoteKind:
+        for signer in KEYS[1:]:
+            effects += rounds.on_vote(vote(signer, kind, block.hash))
+    assert not any(isinstance(one, Decide) for one in effects)
+    assert all(block_hash == NO_BLOCK for _, _, block_hash in cast(effects))
+
+
+def test_the_share_of_a_commit_is_its_stake() -> None:
+    """What people read beside a block: whose signatures are in, by stake and not by heads."""
+    block = block_by(1)
+    validators = new_head().validators
+    for signers, share in ((KEYS, 1.0), (KEYS[:2], 0.6), (KEYS[2:3], 0.2)):
+        assert signed_share(sign_commit(GENESIS, block, signers), validators) == pytest.approx(share)
+    assert signed_share(sign_commit(GENESIS, block, []), validators) == 0
 
 
 def test_those_who_are_missing_are_named() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from moed.consensus.games import CopyRules, copier_advantage
 from moed.daemon.cli import main
 from moed.daemon.errors import EXIT_USAGE
 from moed.daemon.experiments import (
@@ -61,20 +60,6 @@ def test_the_ledger_pays_what_the_game_says() -> None:
     assert point["honest_part"] == pytest.approx(point["honest_part_of_epoch"], abs=2e-6)
     assert point["honest_part"] < 0.6
     assert point["height"] == 8
-
-
-def test_copying_pays_in_the_open_and_not_when_hidden_and_moving() -> None:
-    """Open weights pay the copier more than work does; hidden ones pay it less, once the miners' worth moves."""
-    for version in (1, 3):
-        in_the_open, hidden, still = (
-            [
-                copier_advantage(seed, CopyRules(drift=drift, hidden=is_hidden, yuma_version=version))
-                for seed in range(5)
-            ]
-            for drift, is_hidden in ((0.4, False), (0.4, True), (0.0, True))
-        )
-        assert min(in_the_open) > 1 > max(hidden)
-        assert min(still) > 1  # where nothing changes an old copy is as good as a fresh one: no hiding helps
 
 
 def test_the_command_writes_numbers_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,3 +67,16 @@ def test_time_outs_follow_what_is_measured() -> None:
         scattered.add(0.1 + 0.4 * (number % 2))
     assert steady.timeout_s == MIN_TIMEOUT_S
     assert 0.6 < scattered.timeout_s <= MAX_TIMEOUT_S
+
+
+def test_a_hedge_comes_before_the_time_out_and_never_at_once() -> None:
+    """An answer is late a little over what is usual; how steady it was says how little, down to a floor."""
+    measured = RoundTrips()
+    assert measured.hedge_s(0.01) == FIRST_TIMEOUT_S
+    for number in range(100):
+        measured.add(0.2 + 0.2 * (number % 2))
+    assert 0.3 < measured.hedge_s(0.01) < measured.timeout_s
+    steady = RoundTrips()
+    for _ in range(200):
+        steady.add(0.001)
+    assert steady.hedge_s(0.05) == 0.05
