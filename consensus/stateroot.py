@@ -19,7 +19,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from moed.protocol.codec import Record, require_length
-from moed.protocol.domains import Domain, tagged_hash
+from moed.protocol.domains import Domain, hash_pair, tagged_hash
 from moed.protocol.errors import Malformed
 
 LEVELS = 16
@@ -40,7 +40,7 @@ def _empty(level: int) -> bytes:
     if level == 0:
         return tagged_hash(Domain.STATE_BUCKET)
     below = _empty(level - 1)
-    return tagged_hash(Domain.STATE_NODE, below, below)
+    return hash_pair(Domain.STATE_NODE, below, below)
 
 
 def value_hash(value: bytes) -> bytes:
@@ -96,7 +96,7 @@ class Branch(Record, frozen=True, kw_only=True):
             raise Malformed("the keys of a bucket must rise")
         for sibling in self.siblings:
             pair = (found, sibling) if index % 2 == 0 else (sibling, found)
-            found, index = tagged_hash(Domain.STATE_NODE, *pair), index >> 1
+            found, index = hash_pair(Domain.STATE_NODE, *pair), index >> 1
         return found
 
 
@@ -134,10 +134,11 @@ class StateTree:
             patch.nodes[depth, prefix] = _bucket_hash(entries)
             touched.setdefault(depth, set()).add(prefix)
         for depth in range(max(touched, default=0), 0, -1):
+            above = touched.setdefault(depth - 1, set())
             for prefix in {one >> 1 for one in touched[depth]}:
-                children = (self._node(patch, (depth, 2 * prefix + side)) for side in (0, 1))
-                patch.nodes[depth - 1, prefix] = tagged_hash(Domain.STATE_NODE, *children)
-                touched.setdefault(depth - 1, set()).add(prefix)
+                left, right = self._node(patch, (depth, 2 * prefix)), self._node(patch, (depth, 2 * prefix + 1))
+                patch.nodes[depth - 1, prefix] = hash_pair(Domain.STATE_NODE, left, right)
+                above.add(prefix)
         patch.root = self._node(patch, (0, 0))
         return patch
 

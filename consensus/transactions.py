@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Annotated
 
@@ -198,7 +199,7 @@ Body = (
 )
 
 
-class SignedTransaction(Record, frozen=True, kw_only=True):
+class SignedTransaction(Record, frozen=True, kw_only=True, dict=True):
     """One body under its sender's signature; ``nonce`` counts the sender's transactions, so none applies twice."""
 
     version: Annotated[int, Meta(ge=1, le=1)] = 1
@@ -211,12 +212,14 @@ class SignedTransaction(Record, frozen=True, kw_only=True):
         require_length("sender", self.sender, PUBLIC_KEY_BYTES)
         require_length("signature", self.signature, SIGNATURE_BYTES)
 
-    @property
+    @cached_property
     def id(self) -> bytes:
         """The 32-byte hash that names this transaction."""
-        return tagged_hash(Domain.TRANSACTION, encode_record(self))
+        encoded = encode_record(self)
+        self.__dict__["size_bytes"] = len(encoded)
+        return tagged_hash(Domain.TRANSACTION, encoded)
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Length of the encoded transaction, which a block's limit counts."""
         return len(encode_record(self))

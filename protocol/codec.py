@@ -9,8 +9,10 @@ expressions. Map keys are text only, so cbor2's canonical order and RFC 8949 sec
 from __future__ import annotations
 
 import struct
+import threading
 from collections import deque
 from collections.abc import Collection
+from io import BytesIO
 from typing import Any, TypeVar
 
 import cbor2
@@ -178,9 +180,23 @@ def _check_float(item: memoryview) -> None:
             pass  # beyond that format
 
 
+class _Encoder(threading.local):
+    """One cbor2 encoder for each thread: making one takes longer than most messages do."""
+
+    def __init__(self) -> None:
+        self.cbor = cbor2.CBOREncoder(BytesIO(), canonical=True)
+
+
+_encoder = _Encoder()
+
+
 def encode(value: Any) -> bytes:
     """The deterministic CBOR of a builtin value; the keys of a dict are text."""
-    return cbor2.dumps(value, canonical=True)
+    try:
+        return _encoder.cbor.encode_to_bytes(value)
+    except BaseException:
+        _encoder.__init__()  # type: ignore[misc]  # it remembers the containers that it was in
+        raise
 
 
 def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_RECORD_BYTES) -> Any:

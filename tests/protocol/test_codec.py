@@ -42,6 +42,17 @@ class Sample(Record, frozen=True):
     tags: tuple[str, ...] = ()
 
 
+def test_what_cannot_be_written_leaves_nothing_behind() -> None:
+    inner: list[Any] = [1]
+    with pytest.raises(cbor2.CBOREncodeError):
+        encode([inner, object()])
+    inner.append(inner)
+    with pytest.raises(cbor2.CBOREncodeError):
+        encode(inner)
+    del inner[1]
+    assert encode([inner, inner]) == bytes.fromhex("8281018101")
+
+
 @given(value=VALUES)
 def test_what_is_written_is_read_back(value: Any) -> None:
     """Any builtin value survives, and its bytes have no other reading."""
