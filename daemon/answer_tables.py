@@ -265,9 +265,17 @@ def doctor_parts(health: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
             "TCP": words[health["tcp"]],
             "asked": _counted(health["dial_votes"], "peer"),
             "takes part as": "client" if health["is_client"] else "full node",
+            "clock": _clock_words(health["clocks_ahead_s"], health["clocks"]),
         },
         *findings_parts(health["findings"]),
     ]
+
+
+def _clock_words(ahead_s: float | None, clocks: int) -> str:
+    if ahead_s is None:
+        return "nobody could be asked"
+    side = "behind" if ahead_s > 0 else "ahead of"
+    return f"{abs(ahead_s):.2f} s {side} {'the middle one of ' if clocks > 1 else ''}{_counted(clocks, 'peer')}"
 
 
 def findings_parts(findings: Sequence[Mapping[str, str]]) -> list[Table | Mapping[str, str]]:

@@ -88,6 +88,7 @@ class DhtView:
     async def doctor(self) -> dict[str, Any]:
         """How others see us now, asked for this answer."""
         known = await self._reach.check()
+        ahead_s, clocks = self._dht.clock_ahead()
         return {
             "contacts": len(self._dht.contacts()),
             "sessions": len(self._peers.connected()),
@@ -98,6 +99,8 @@ class DhtView:
             "tcp": known.tcp,
             "dial_votes": known.dial_votes,
             "is_client": self._dht.is_client,
+            "clocks_ahead_s": None if ahead_s is None else round(ahead_s, 3),
+            "clocks": clocks,
         }
 
 

@@ -25,6 +25,9 @@ from .limits_watch import LEAST_FREE_BYTES, MIB
 LEAST_FILES = 128
 """Descriptors without which a node cannot start: sockets, the chain's files, and some sessions."""
 MANY_STALE_DATAGRAMS = 5
+CLOCK_WARN_SHARE = 0.5
+"""Of the drift that blocks may have: more, and a little worse network makes it too much."""
+CLOCK_REMEDY = "set the clock: timedatectl set-ntp true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,20 @@ def _check_socket(config: Config) -> Iterator[Finding]:
         yield Finding("no_socket", "error", f"the control socket cannot be made in {folder}", "make that folder")
 
 
+def _judge_clock(health: Mapping[str, Any]) -> Iterator[Finding]:
+    """A clock further off than blocks may be dated ahead: of who signs, blocks or votes are lost by it."""
+    ahead_s, limit_s = health["clocks_ahead_s"], health["max_clock_drift_s"]
+    if ahead_s is None or abs(ahead_s) <= limit_s * CLOCK_WARN_SHARE:
+        return
+    side = "behind" if ahead_s > 0 else "ahead of"
+    cause = (
+        f"this clock is {abs(ahead_s):.1f} s {side} the middle one of {health['clocks']} contacts, and a block may be "
+        f"dated {limit_s:g} s ahead of a validator's clock"
+    )
+    is_error = health["signs_blocks"] and abs(ahead_s) > limit_s
+    yield Finding("clock_off", "error" if is_error else "warning", cause, CLOCK_REMEDY)
+
+
 def judge_running(
     health: Mapping[str, Any],
     status: Mapping[str, Any],
@@ -155,11 +172,12 @@ def judge_running(
     stale = dropped.get("expired", 0)
     if health["contacts"] == 0 and stale >= MANY_STALE_DATAGRAMS:
         cause = f"{stale} datagrams of others were too old or too new, so this clock is off, or theirs"
-        yield Finding("clock_off", "error", cause, "set the clock: timedatectl set-ntp true")
+        yield Finding("clock_off", "error", cause, CLOCK_REMEDY)
     elif health["contacts"] == 0 and bootstraps:
         cause = f"none of {bootstraps} bootstraps answers, and no peer that was remembered"
         remedy = "check the route, the addresses under [node] bootstrap, the genesis and the clock"
         yield Finding("no_bootstrap", "error", cause, remedy)
+    yield from _judge_clock(health)
     for name in ("udp", "tcp"):
         if health[name] is False:
             port = "and ".join(health["advertised"]) or "its port"

@@ -313,7 +313,11 @@ class NodeView:
         return await self._dht.lookup(target)
 
     async def doctor(self) -> dict[str, Any]:
-        return await self._dht.doctor()
+        return {
+            **await self._dht.doctor(),
+            "max_clock_drift_s": self._chain.head.params.max_clock_drift_ms / 1000,
+            "signs_blocks": self._chain.is_validator,
+        }
 
     def _known(self, node_id: NodeId) -> Any:
         return self._discovery.directory.get(node_id)

@@ -49,6 +49,8 @@ class Opened:
     """False if the sender did not know our id."""
     body: bytes
     datagram_bytes: int
+    sent_at_s: float
+    """Unix time by the sender's clock."""
     is_client: bool = False
     """Whether the sender says that it cannot be asked from outside."""
 
@@ -134,7 +136,15 @@ class Opener:
         signature = data[_HEAD.size : HEADER_BYTES]
         verify(key, Domain.DATAGRAM, self._network_id, data[: _HEAD.size] + tail, signature)
         self._remember(seen, now_s)
-        return Opened(key, node_id_of(key), recipient != NO_RECIPIENT, tail[:body_bytes], len(data), bool(flags))
+        return Opened(
+            key,
+            node_id_of(key),
+            recipient != NO_RECIPIENT,
+            tail[:body_bytes],
+            len(data),
+            sent_at_ms / 1000,
+            bool(flags),
+        )
 
     def _remember(self, seen: bytes, now_s: float) -> None:
         # A datagram accepted at t can be dated up to t + window, so a copy passes until t + 2 windows.

@@ -442,7 +442,10 @@ class FindingRow(_Answer, frozen=True, kw_only=True):
 
 
 class DoctorAnswer(_Answer, frozen=True, kw_only=True):
-    """How others reach this node; ``udp`` and ``tcp`` are null where nobody could be asked."""
+    """How others reach this node; ``udp`` and ``tcp`` are null where nobody could be asked.
+
+    ``clocks_ahead_s`` is how far the middle one of ``clocks`` contacts' clocks is ahead of this node's.
+    """
 
     contacts: int
     sessions: int
@@ -453,6 +456,10 @@ class DoctorAnswer(_Answer, frozen=True, kw_only=True):
     tcp: bool | None
     dial_votes: int
     is_client: bool
+    clocks_ahead_s: float | None
+    clocks: int
+    max_clock_drift_s: float
+    signs_blocks: bool
     findings: list[FindingRow]
 
 

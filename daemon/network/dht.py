@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -307,6 +308,11 @@ class Dht:
         """Every node whose key and address are proven, the last heard first."""
         contacts = [peer.contact for peer in self._protocol.router.peers()]
         return sorted(contacts, key=lambda contact: (-contact.last_seen_s, contact.node_id))
+
+    def clock_ahead(self) -> tuple[float | None, int]:
+        """By how many seconds the middle one of the contacts' clocks is ahead of ours, and how many were read."""
+        ahead = [peer.clock_ahead_s for peer in self._protocol.router.peers() if peer.clock_ahead_s is not None]
+        return (statistics.median(ahead) if ahead else None), len(ahead)
 
     @property
     def dropped(self) -> Mapping[str, int]:

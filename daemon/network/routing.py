@@ -43,6 +43,8 @@ class Peer(Node):
         self.last_seen_s = contact.last_seen_s
         self.round_trips = RoundTrips()
         self.failures = 0
+        self.clock_ahead_s: float | None = None
+        """By how much its clock is ahead of ours, as its last answer showed."""
         self.subnet = subnet_of(contact.host)
 
     @property

@@ -301,6 +301,8 @@ class AuthenticatedProtocol(KademliaProtocol):
         self.round_trips.add(round_trip_s)
         if not opened.is_client:
             peer = Peer(contact)
+            # the answer was sent about half a round trip ago
+            peer.clock_ahead_s = opened.sent_at_s + round_trip_s / 2 - self._now_s()
             self.welcome_if_new(peer)
             peer.round_trips.add(round_trip_s)
         question.settle(Answer(contact, message.payload))

@@ -191,7 +191,8 @@ class SmallNode:
         return await self.discovery.lookup(target)
 
     async def doctor(self) -> dict[str, Any]:
-        return await self.discovery.doctor()
+        drift_s = self.head.params.max_clock_drift_ms / 1000
+        return {**await self.discovery.doctor(), "max_clock_drift_s": drift_s, "signs_blocks": True}
 
     async def chain(self, *, start: int | None, limit: int) -> dict[str, Any]:
         first = max(self.head.height - limit + 1, 1) if start is None else max(start, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -48,7 +49,12 @@ async def port_pair() -> tuple[trio.socket.SocketType, trio.SocketListener]:
 
 @asynccontextmanager
 async def loopback_nodes(
-    count: int, *, joined: bool = True, max_datagrams_per_s: float = 2000, replicas: int | None = None
+    count: int,
+    *,
+    joined: bool = True,
+    max_datagrams_per_s: float = 2000,
+    replicas: int | None = None,
+    clock_off_s: Callable[[int], float] = lambda _number: 0.0,
 ) -> AsyncIterator[list[LoopbackNode]]:
     """``count`` nodes on 127.0.0.1, all joined through the first; everything is closed at the end."""
     sockets: list[trio.socket.SocketType] = []
@@ -57,7 +63,14 @@ async def loopback_nodes(
         for number in range(count):
             socket, listener = await port_pair()
             sockets += [socket, listener.socket]
-            dht = Dht(identity(number), NETWORK_ID, max_datagrams_per_s=max_datagrams_per_s, replicas=replicas)
+            off_s = clock_off_s(number)
+            dht = Dht(
+                identity(number),
+                NETWORK_ID,
+                now_s=lambda off_s=off_s: time.time() + off_s,  # type: ignore[misc]  # bound now
+                max_datagrams_per_s=max_datagrams_per_s,
+                replicas=replicas,
+            )
             await nursery.start(dht.run, socket)
             nodes.append(LoopbackNode(dht, identity(number), socket.getsockname(), listener))
         for node in nodes[1:] if joined else ():

@@ -21,6 +21,8 @@ from moed.daemon.findings import Finding, judge_running
 from moed.daemon.home import Home
 from moed.daemon.store import Store
 from support.daemons import ENVIRONMENT, ROOT, make_network, running, wait_until
+from support.dht_nodes import loopback_nodes
+from support.peering import until
 
 needs_mounts = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="making a full or read-only disk takes root"
@@ -202,9 +204,25 @@ def test_a_clock_that_is_off_is_found_on_both_sides(tmp_path: Path) -> None:
             assert wrong.stop() == 0
 
 
+async def test_a_clock_is_compared_with_the_contacts_clocks() -> None:
+    """On real datagrams; the middle one counts, so that one liar moves nothing."""
+    off_s = {0: 0.0, 1: 20.0, 2: 11.0, 3: -25.0}
+    async with loopback_nodes(4, clock_off_s=off_s.__getitem__) as nodes:
+        await until(lambda: nodes[0].dht.clock_ahead()[1] == 3)
+        ahead_s, _ = nodes[0].dht.clock_ahead()
+        assert ahead_s == pytest.approx(11.0, abs=4.0)
+    for found_s, signs, severity in ((11.0, True, "error"), (-11.0, True, "error"), (11.0, False, "warning")):
+        (finding,) = judged(clocks_ahead_s=found_s, signs_blocks=signs)
+        assert (finding.code, finding.severity) == ("clock_off", severity)
+        assert ("behind" if found_s > 0 else "ahead of") in finding.cause
+
+
 def judged(**changes: Any) -> list[Finding]:
     """The findings about a node that is well but for ``changes``."""
-    health = {"contacts": 3, "udp": True, "tcp": True, "advertised": ["h:1"], **changes}
+    health = {
+        "contacts": 3, "udp": True, "tcp": True, "advertised": ["h:1"], "clocks_ahead_s": 0.2, "clocks": 3,
+        "max_clock_drift_s": 10.0, "signs_blocks": True, **changes,
+    }  # fmt: skip
     status = {"height": 9, "best_known_height": 9, **changes}
     resources = {"disk": {"free_bytes": 1 << 40}, "files": {"used": 9, "limit": 1024}}
     return list(judge_running(health, status, resources, {"expired": changes.get("expired", 0)}, bootstraps=1))
@@ -220,6 +238,9 @@ def judged(**changes: Any) -> list[Finding]:
         ({"udp": False, "tcp": False}, ["unreachable_udp", "unreachable_tcp"]),
         ({"udp": None}, []),
         ({"best_known_height": 12}, ["behind"]),
+        ({"clocks_ahead_s": None, "clocks": 0}, []),
+        ({"clocks_ahead_s": -5.0}, []),
+        ({"clocks_ahead_s": 5.1}, ["clock_off"]),
     ],
 )
 def test_what_a_running_node_says_is_judged(changes: dict[str, Any], codes: list[str]) -> None:
