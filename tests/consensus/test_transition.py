@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from moed.consensus.blocks import GENESIS_COMMIT, Block
+from moed.consensus.blocks import GENESIS_COMMIT, Block, CommitSignature, VoteKind, sign_vote
 from moed.consensus.errors import InvalidBlock, InvalidCommit, RuleBroken
 from moed.consensus.metagraph import epoch_budget
 from moed.consensus.params import DEVNET
@@ -99,6 +99,59 @@ def test_a_commit_needs_more_than_two_thirds_of_the_stake(signers: list[Identity
     with pytest.raises(InvalidCommit):
         head.check_final(block, sign_commit(GENESIS, block, signers))
     head.check_final(block, sign_commit(GENESIS, block, BOTH))
+
+
+def test_a_commit_counts_each_validator_once_and_only_what_it_signed() -> None:
+    """Sixty of a hundred do not become a hundred and twenty; nor does a signature for another block count."""
+    head = new_head()
+    block, other = (head.build([], proposer=key(1).public_key, now_ms=head.time_ms + n)[0] for n in (1, 2))
+    good = sign_commit(GENESIS, block, BOTH)
+    alone, elsewhere = sign_commit(GENESIS, block, [key(1)]), sign_commit(GENESIS, other, BOTH)
+    prevotes = tuple(
+        CommitSignature(validator=vote.validator, signature=vote.signature)
+        for vote in (
+            sign_vote(signer, GENESIS.network_id, VoteKind.PREVOTE, 1, 0, block.hash)
+            for signer in sorted(BOTH, key=lambda one: one.public_key)
+        )
+    )
+    lies = {
+        "twice": msgspec.structs.replace(alone, signatures=alone.signatures * 2),
+        "falling": msgspec.structs.replace(good, signatures=good.signatures[::-1]),
+        "for another": elsewhere,
+        "of another": msgspec.structs.replace(good, signatures=elsewhere.signatures),
+        "of another round": msgspec.structs.replace(good, round=1),
+        "of prevotes": msgspec.structs.replace(good, signatures=prevotes),
+    }
+    for lie in lies.values():
+        with pytest.raises(InvalidCommit):
+            head.check_final(block, lie)
+    head.check_final(block, good)
+
+
+def test_a_block_has_bounds_and_the_first_one_no_commit() -> None:
+    """One transaction or byte too many is refused by name, whoever built it; a commit before the first block too."""
+    sender = key(3)
+    few = msgspec.structs.replace(OPEN, max_block_transactions=2)
+    move = Transfer(to=key(9).public_key, amount=1)
+    small = msgspec.structs.replace(OPEN, max_block_bytes=2 * signed(new_head(), sender, move).size_bytes)
+    for params, rule in ((few, "transactions"), (small, "bytes of transactions")):
+        genesis = make_genesis((60 * CREDIT, 40 * CREDIT), balances=(10 * CREDIT,), params=params)
+        wide = make_genesis((60 * CREDIT, 40 * CREDIT), balances=(10 * CREDIT,), params=OPEN)
+        head = Head.at_genesis(genesis)
+        moves = [signed(head, sender, move, nonce) for nonce in range(3)]
+        fitting, _ = head.build(moves, proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        assert len(fitting.transactions) == 2
+        head.execute(fitting)
+        crowded, _ = Head.at_genesis(wide).build(moves, proposer=key(1).public_key, now_ms=head.time_ms + 1)
+        with pytest.raises(InvalidBlock) as refused:
+            head.execute(changed(crowded, parent=head.hash))
+        assert refused.value.rule == rule
+    head = new_head()
+    block, _ = head.build([], proposer=key(1).public_key, now_ms=head.time_ms + 1)
+    commit = sign_commit(GENESIS, block, BOTH)
+    early = changed(msgspec.structs.replace(block, last_commit=commit), last_commit_hash=commit.hash)
+    with pytest.raises(InvalidBlock, match="before the first block"):
+        head.execute(early)
 
 
 def test_an_epoch_pays_miners_and_validators_what_it_may() -> None:

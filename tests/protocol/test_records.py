@@ -165,6 +165,20 @@ def test_fitting_keeps_as_many_experts_as_one_datagram_takes() -> None:
         sign_record(msgspec.structs.replace(crowded, experts=crowded.experts[: kept + 1]), ALICE, NETWORK)
 
 
+def test_devices_go_where_no_expert_is_left_to_leave_out() -> None:
+    """What cannot be made to fit is our own mistake: the addresses stay, or nobody would find us."""
+    sizes = {"total_bytes": 1 << 40, "free_bytes": 1 << 40, "matmul_flops_per_s": 10**15, "copy_bytes_per_s": 10**12}
+    devices = tuple(DeviceSummary(kind="cuda", name="n" * 60, **sizes) for _ in range(16))
+    crowded = msgspec.structs.replace(peer_of(ALICE), experts=(_expert("e"),), devices=devices)
+    fitted, data = fit_peer_record(crowded, ALICE, NETWORK)
+    assert fitted.experts == ()
+    assert 0 < len(fitted.devices) < 16
+    assert check_record(data, NETWORK, NOW_S) == fitted
+    far = msgspec.structs.replace(peer_of(ALICE), addresses=tuple(f"{'h' * 60}.{'h' * 60}.{n}.org:1" for n in range(8)))
+    with pytest.raises(LocalProtocolError):
+        fit_peer_record(far, ALICE, NETWORK)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_a_measure_is_a_finite_number(value: float) -> None:
     """No infinite speed or negative load gets in."""

@@ -309,6 +309,26 @@ def test_waiting_notices_are_bounded_and_the_oldest_go() -> None:
     assert texts == [str(number).encode() for number in range(44, 1068)]
 
 
+def test_what_is_gone_is_neither_answered_nor_reset() -> None:
+    """A machine that failed or a stream that is over takes no answer and says nothing about it."""
+    pair = open_pair()
+    stream = pair.alice.send_request([b"ask"])
+    pair.take_bob()
+    assert pair.bob.send_response(stream, [b"first"])
+    assert not pair.bob.send_response(stream, [b"second"])
+    assert [type(event) for event in pair.take_alice()] == [ResponseReceived]
+    pair.alice.reset(stream, ResetCode.CANCELLED)
+    assert not pair.alice.wants_to_send
+    late = pair.alice.send_request([b"ask"])
+    pair.take_bob()
+    pair.bob.receive_data(b"\0\1\0")
+    with pytest.raises(RemoteProtocolError):
+        pair.bob.next_event()
+    assert not pair.bob.send_response(late, [b"late"])
+    pair.bob.reset(late, ResetCode.CANCELLED)
+    assert pair.bob.data_to_send(0.0) == []
+
+
 def test_messages_over_the_peers_limit_are_refused_at_home() -> None:
     """Nothing is sent that the peer would have to refuse."""
     pair = open_pair(SessionLimits(max_message_bytes=10_000, max_notice_bytes=5_000))
