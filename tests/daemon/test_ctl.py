@@ -12,16 +12,17 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import click
 import msgspec
 import pytest
 import structlog
+from rich.console import Console
 
 from moed.consensus.params import CREDIT
-from moed.daemon import ctl, tables
+from moed.daemon import ctl, tables, top_view
 from moed.daemon.client import Client
 from moed.daemon.control.api import Route
 from moed.daemon.control.routes import ROUTES
@@ -190,13 +191,38 @@ def test_settings_change_live_and_go_back(home: Path) -> None:
 def test_top_is_drawn(home: Path, tmp_path: Path) -> None:
     """Once as text into a pipe, and as a picture that says the same."""
     text = moectl("--home", str(home), "top", "--once", COLUMNS="118").stdout
-    for word in ("ready", "validator uid 0", "this machine", "memory", "ranking after epoch 0", "python", "events"):
+    for word in (
+        "ready",
+        "validator uid 0",
+        "this machine",
+        "memory",
+        "miners as ranked after epoch 0",
+        "python",
+        "events",
+    ):
         assert word in text
     assert moectl("--home", str(home), "top", "--svg", str(tmp_path / "top.svg")).returncode == 0
     picture = (tmp_path / "top.svg").read_text()
     assert picture.startswith("<svg")
-    assert "ranking" in picture
-    assert json.loads(moectl("--home", str(home), "top", "--json").stdout)["status"]["ready"] is True
+    assert "miners" in picture
+    assert "@font-face" not in picture
+    found = json.loads(moectl("--home", str(home), "top", "--json").stdout)
+    assert found["status"]["ready"] is True
+    many = top_view.Look(**{**found, "peers": [{**found["peers"][0], "roles": [f"r{n}"]} for n in range(40)]})
+    shown = console_text(many, width=118)
+    at = shown.index("and ")
+    assert int(shown[at:].split()[1]) + sum(f" r{n} " in shown for n in range(40)) == 40
+    narrow = console_text(many, width=80)
+    assert "miners as ranked" in narrow
+    assert "peers: 40" not in narrow
+    assert max(map(len, narrow.splitlines())) == 80
+
+
+def console_text(now: top_view.Look, *, width: int) -> str:
+    """The screen as a terminal of this width shows it."""
+    console = Console(width=width, height=34, file=StringIO(), record=True, color_system=None)
+    console.print(top_view.screen(now, None), height=34)
+    return console.export_text()
 
 
 def test_a_picture_that_cannot_be_written_is_named(home: Path, tmp_path: Path) -> None:
@@ -424,7 +450,7 @@ def test_top_lives_on_the_whole_screen_until_it_is_interrupted(home: Path) -> No
                 break
         assert process.wait(20) == 130
     os.close(master)
-    assert shown.index(b"\x1b[?1049h") < shown.index(b"ranking after epoch") < shown.index(b"\x1b[?1049l")
+    assert shown.index(b"\x1b[?1049h") < shown.index(b"miners as ranked") < shown.index(b"\x1b[?1049l")
     assert b"Traceback" not in shown
 
 
