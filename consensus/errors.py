@@ -24,6 +24,7 @@ The tree:
     ├── InvalidBlock            not applied; whoever signed it is at fault
     ├── InvalidCommit           signatures that do not add up to more than two thirds of the stake
     └── InvalidProof            what is said of the state does not follow from a final block
+        └── WrongChain              signed as it should be, and not the block that the operator's checkpoint names
 """
 
 from __future__ import annotations
@@ -156,3 +157,7 @@ class InvalidCommit(RuleBroken):
 
 class InvalidProof(RuleBroken):
     """The proof does not lead from the record to a block that the validators signed; believe nothing in it."""
+
+
+class WrongChain(InvalidProof):
+    """Validators signed another block than the checkpoint's: theirs is a false chain, or the checkpoint is wrong."""

@@ -177,6 +177,10 @@ class Head:
         self.header = executed.block.header
         self.commit = commit
 
+    def become(self, other: Head) -> None:
+        """Stand where ``other`` of the same network stands, which nobody else may use from then on."""
+        self.state, self._tree, self.header, self.commit = other.state, other._tree, other.header, other.commit
+
     def _check_place(self, block: Block) -> None:
         header = block.header
         if header.height != self.height + 1:

@@ -1,10 +1,11 @@
-"""What a node keeps beside the chain, in the same file: inputs of past epochs, notes, remembered peers, receipts."""
+"""What a node keeps beside the chain, in the same file: inputs of past epochs, steps, notes, peers, receipts."""
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 
 from moed.consensus.epoch_form import decode_inputs, encode_inputs
 from moed.consensus.epoch_inputs import EpochInputs
@@ -64,6 +65,42 @@ class Books(Database):
         except sqlite3.DatabaseError as error:
             raise self._failure("read", error) from error
         return bytes(row[0]) if row else None
+
+    def keep_steps(self, steps: Sequence[tuple[int, bytes]]) -> None:
+        """Put proofs of the validators on disk, by the height of the block that each rests on. Raises `StoreFailed`."""
+        try:
+            with self._transaction():
+                self._db.executemany("INSERT OR REPLACE INTO steps VALUES (?, ?)", steps)
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def drop_steps(self) -> None:
+        """Forget every proof of the validators: they led where the chain was not."""
+        try:
+            with self._transaction():
+                self._db.execute("DELETE FROM steps")
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    def steps(self, start: int, spacing: int, limit: int, max_bytes: int) -> list[bytes]:
+        """Up to ``limit`` proofs that follow on each other ``spacing`` blocks apart, from height ``start`` on.
+
+        No more than fit into ``max_bytes``, but always one; none if the first is not here.
+        """
+        start = max(0, min(start, MAX_SQL_INTEGER))
+        taken: list[bytes] = []
+        size = 0
+        query = "SELECT height, proof FROM steps WHERE height >= ? ORDER BY height LIMIT ?"
+        try:
+            with self._lock, closing(self._db.execute(query, (start, limit))) as rows:
+                for height, proof in rows:
+                    size += len(proof)
+                    if height != start + spacing * len(taken) or (taken and size > max_bytes):
+                        break
+                    taken.append(bytes(proof))
+        except sqlite3.DatabaseError as error:
+            raise self._failure("read", error) from error
+        return taken
 
     def remember_peers(self, peers: Sequence[tuple[bytes, str, int, int]]) -> None:
         """Replace the remembered peers by these: (node id, host, port, last seen in unix seconds)."""

@@ -19,6 +19,7 @@ from moed.consensus.blocks import Block, Commit, Vote
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.errors import RuleBroken, TooManyRegistrations
 from moed.consensus.hindsight import Hindsight
+from moed.consensus.light import Checkpoint
 from moed.consensus.mempool import Mempool
 from moed.consensus.rounds import Rounds
 from moed.consensus.state import read_account
@@ -35,6 +36,8 @@ from .hearing import Heard, Hearing, method_of, status_of, summary_of
 from .judging import FEW_TRANSACTIONS, Judge
 from .network.calls import Handler
 from .signer import Signer
+from .snapshot_shelf import Shelf
+from .snapshot_sync import SnapshotSync
 from .store import Store
 from .sync import Batch, RunBlocking, Sync
 
@@ -66,7 +69,15 @@ class _Fetched:
     done: trio.Event
 
 
-_Input = Heard | Timeout | _Start | _Fetched
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A head that others have reached, where an empty chain may begin; ``done`` is set when it did, or did not."""
+
+    head: Head
+    done: trio.Event
+
+
+_Input = Heard | Timeout | _Start | _Fetched | _Begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,15 @@ class Chain:
         *,
         now_ms: Callable[[], int],
         run_blocking: RunBlocking = trio.to_thread.run_sync,
+        shelf: Shelf | None = None,
+        snapshots: SnapshotSync | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
+        """Stand on ``head``, which ``store`` ends with.
+
+        ``shelf`` keeps snapshots for others; with ``snapshots`` an empty chain begins at one of theirs; no chain is
+        followed that has another block at the ``checkpoint``.
+        """
         self.head = head
         self.mempool = Mempool(head.params)
         self._store = store
@@ -103,6 +122,8 @@ class Chain:
         self._signer = signer
         self._now_ms = now_ms
         self._run_blocking = run_blocking
+        self._shelf = shelf
+        self._checkpoint = checkpoint
         self._gossip = Gossip(self.forget)
         self._judge = Judge(head, run_blocking)
         self._hindsight = Hindsight(head.network_id)
@@ -112,7 +133,14 @@ class Chain:
         self._rounds_since_ms = now_ms()
         self._began_ms = 0
         self._accuser = Accuser(head, self.mempool, self.submit)
-        self._sync = Sync(store, height=lambda: self.head.height, take=self._take_fetched, run_blocking=run_blocking)
+        self._sync = Sync(
+            store,
+            height=lambda: self.head.height,
+            take=self._take_fetched,
+            run_blocking=run_blocking,
+            snapshots=snapshots,
+            begin=self._begin_late,
+        )
         self._hearing = Hearing(
             head,
             self.mempool,
@@ -201,7 +229,8 @@ class Chain:
 
     def handlers(self) -> Mapping[str, Handler]:
         """What peers may send: method names and what takes them."""
-        return {**self._hearing.handlers(), **self._sync.handlers()}
+        given = self._shelf.handlers() if self._shelf is not None else {}
+        return {**self._hearing.handlers(), **self._sync.handlers(), **given}
 
     async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
@@ -211,6 +240,8 @@ class Chain:
             nursery.start_soon(self._decide)
             nursery.start_soon(self._ask_again)
             nursery.start_soon(self._sync.run, peers)
+            if self._shelf is not None:
+                nursery.start_soon(self._shelf.run)
             self._schedule_start()
             task_status.started()
 
@@ -232,6 +263,9 @@ class Chain:
         async for message in self._receive:
             if isinstance(message, _Fetched):
                 await self._take_batch(message)
+                continue
+            if isinstance(message, _Begun):
+                await self._begin_at(message)
                 continue
             try:
                 effects = await self._handle(message)
@@ -331,14 +365,7 @@ class Chain:
         """Make a block final here: on disk, then in memory, then known to others."""
         await self._run_blocking(self._store.append, executed, commit)
         self.head.advance(executed, commit)
-        self.mempool.prune(self.head.state, self.height)
-        self._judge.clear()
         self._hindsight.close(self._rounds, commit)
-        self._rounds = self._new_rounds()
-        self._rounds_since_ms = self._now_ms()
-        self._gossip.begin_height(self.head.validators)
-        await self._accuser.after_block()
-        self._progress += 1
         block = executed.block
         logger.debug(
             "chain.block_final",
@@ -347,6 +374,29 @@ class Chain:
             round=commit.round,
             after_ms=self._now_ms() - block.header.time_ms,
         )
+        await self._go_on()
+
+    async def _begin_at(self, begun: _Begun) -> None:
+        """Begin at a state that others have reached, if nothing has been decided here meanwhile."""
+        if self.height == 0:
+            await self._run_blocking(partial(self._store.rebase, begun.head, keeps_blocks=False))
+            self.head.become(begun.head)
+            logger.info("chain.begun_late", height=self.height)
+            await self._go_on()
+        begun.done.set()
+
+    async def _go_on(self) -> None:
+        """The head has moved: begin the next height."""
+        self.mempool.prune(self.head.state, self.height)
+        self._judge.clear()
+        self._rounds = self._new_rounds()
+        self._rounds_since_ms = self._now_ms()
+        self._gossip.begin_height(self.head.validators)
+        await self._accuser.after_block()
+        if self._shelf is not None:
+            is_latest = self.height + self.head.params.tempo > self.best_known_height
+            await self._shelf.after_block(self.head, is_latest=is_latest)
+        self._progress += 1
         reached, self._new_block = self._new_block, trio.Event()
         reached.set()
         self._schedule_start()
@@ -361,6 +411,12 @@ class Chain:
         await self._send.send(fetched)
         await fetched.done.wait()
 
+    async def _begin_late(self, head: Head) -> None:
+        """Hand a checked head to the deciding task, and wait until it stands on it or on one of its own."""
+        begun = _Begun(head, trio.Event())
+        await self._send.send(begun)
+        await begun.done.wait()
+
     async def _take_batch(self, fetched: _Fetched) -> None:
         """Follow final blocks from a peer, one at a time; with the first that does not hold the peer is cut off."""
         batch = fetched.batch
@@ -369,6 +425,8 @@ class Chain:
                 continue
             try:
                 executed, checked = await self._judge.read_final(block, commit)
+                if self._checkpoint is not None:
+                    self._checkpoint.check(executed.block.header)
             except (RuleBroken, RemoteProtocolError) as error:
                 logger.warning("chain.sync_refused", peer=batch.peer.node_id.hex(), reason=str(error))
                 batch.peer.drop()

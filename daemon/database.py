@@ -19,7 +19,7 @@ from moed.consensus.genesis import Genesis, genesis_state
 
 from .errors import StoreCorrupt, StoreFailed
 
-SCHEMA_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
+SCHEMA_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
 """What makes each version from the one before; version n is the first n of them."""
 SCHEMA_VERSION = len(SCHEMA_STEPS)
 MAX_SQL_INTEGER = 2**63 - 1

@@ -1,32 +1,32 @@
 """A state as a file: enough to begin at a late block, believed only with the signatures of trusted validators.
 
-It holds a final block's header, its commit and every record of the state after it. Who reads it checks that the records
-give the root in the header, and that over two thirds of a validator set that the reader trusts signed that header.
+It holds a final block's header, its commit and every record of the state after it, in the pieces of
+`moed.consensus.snapshots`. Who reads it checks that the records give the root in the header, and that over two thirds
+of a validator set that the reader trusts signed that header. A node gives the pieces of its own files to others.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from msgspec import Meta
 
 from moed.consensus.blocks import Commit, Header, check_commit
 from moed.consensus.errors import RuleBroken
 from moed.consensus.proofs import check_trusted
-from moed.consensus.state import State, ValidatorSet, decode_state_record, read_previous_validators
+from moed.consensus.snapshots import Manifest, cut_pieces, piece_hash, read_pieces
+from moed.consensus.state import State, ValidatorSet, read_previous_validators
 from moed.consensus.transition import Head
 from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 
-from .errors import ChainFileError
+from .errors import ChainFileError, StoreFailed
 from .framed_files import MAX_FRAME_BYTES, read_frames, writing
 from .store import Store
 
 MAGIC = b"moed state 1\n"
-RECORDS_EACH = 256
-"""Records in a frame: neurons with full rows are a few ten KiB each, so a frame stays under its limit."""
+_LENGTH_BYTES = 4
 _BAD = "get it from somebody else"
 
 
@@ -35,8 +35,46 @@ class _Top(Record, frozen=True, kw_only=True):
     commit: Commit
 
 
-class _Part(Record, frozen=True, kw_only=True):
-    rows: Annotated[tuple[tuple[bytes, bytes], ...], Meta(max_length=RECORDS_EACH)]
+class PinnedState:
+    """The state of a database as it is now, whatever is written from now on. `close` it soon: the log grows meanwhile.
+
+    It reads over a connection of its own, so that whoever writes blocks does not wait for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `StoreFailed`."""
+        try:
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            self._db.execute("BEGIN")
+            self._db.execute("SELECT count(*) FROM meta").fetchone()  # the first read is what pins
+        except sqlite3.DatabaseError as error:
+            raise StoreFailed(
+                f"cannot read {path}: {error}", "check the folder's owner and mode, and the disk"
+            ) from error
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and encoded records, in the order of the keys. Raises `StoreFailed`."""
+        try:
+            for key, value in self._db.execute("SELECT key, value FROM state ORDER BY key"):
+                yield bytes(key), bytes(value)
+        except sqlite3.DatabaseError as error:
+            raise StoreFailed(f"cannot read the state: {error}", "check the disk") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def write_state(
+    path: Path, network_id: bytes, header: Header, commit: Commit, rows: Iterable[tuple[bytes, bytes]]
+) -> None:
+    """Write a state and the block that it is of to ``path``, which appears when all of it is there.
+
+    Raises `StoreFailed`.
+    """
+    with writing(path, MAGIC, network_id) as writer:
+        writer.write(encode_record(_Top(header=header, commit=commit)))
+        for piece in cut_pieces(rows):
+            writer.write(piece)
 
 
 def write_snapshot(store: Store, path: Path) -> int:
@@ -48,12 +86,45 @@ def write_snapshot(store: Store, path: Path) -> int:
         head = store.load_head()
     if head.header is None:
         raise ChainFileError("there is no block yet that a snapshot could rest on", "wait for the first block")
-    with writing(path, MAGIC, head.network_id) as writer:
-        writer.write(encode_record(_Top(header=head.header, commit=head.commit)))
-        rows = iter(head.state.encoded().items())
-        while part := tuple(islice(rows, RECORDS_EACH)):
-            writer.write(encode_record(_Part(rows=part)))
+    write_state(path, head.network_id, head.header, head.commit, head.state.encoded().items())
     return head.height
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """A file whose pieces are given to others: what it holds, and where each piece lies in it."""
+
+    path: Path
+    manifest: Manifest
+    places: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def scan(cls, path: Path, network_id: bytes) -> SnapshotFile:
+        """Read a whole file once. Raises `ChainFileError` for one that is none, is cut or changed."""
+        frames = read_frames(path, MAGIC, network_id)
+        try:
+            first = next(frames, b"")
+            top = decode_record(first, _Top, max_bytes=MAX_FRAME_BYTES)
+            at = len(MAGIC) + len(network_id) + _LENGTH_BYTES + len(first)
+            hashes, places = [], []
+            for frame in frames:
+                hashes.append(piece_hash(frame))
+                places.append((at + _LENGTH_BYTES, len(frame)))
+                at += _LENGTH_BYTES + len(frame)
+            manifest = Manifest(height=top.header.height, block_hash=top.header.hash, pieces=tuple(hashes))
+        except RemoteProtocolError as error:
+            raise ChainFileError(f"{path} holds a block that does not parse: {error}", _BAD) from error
+        return cls(path, manifest, tuple(places))
+
+    def piece(self, index: int) -> bytes:
+        """The bytes of one piece. Raises `StoreFailed` if the file cannot be read any more."""
+        offset, size = self.places[index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise StoreFailed(f"cannot read {self.path}: {error.strerror}", "check the folder and the disk") from error
 
 
 def begin_at_snapshot(store: Store, path: Path, trusted: ValidatorSet) -> Head:
@@ -75,8 +146,7 @@ def _read(store: Store, path: Path, trusted: ValidatorSet) -> Head:
         first = next(frames, b"")
         top = decode_record(first, _Top, max_bytes=MAX_FRAME_BYTES)
         check_trusted(top.header, top.commit, trusted, store.genesis.network_id)  # before the long part
-        parts = (decode_record(frame, _Part, max_bytes=MAX_FRAME_BYTES).rows for frame in frames)
-        records = {key: decode_state_record(key, value) for rows in parts for key, value in rows}
+        records = read_pieces(frames, max_bytes=MAX_FRAME_BYTES)
     except (RuleBroken, RemoteProtocolError) as error:
         raise ChainFileError(f"{path} cannot be believed: {error}", _BAD) from error
     head = Head(store.genesis, State(records), top.header, top.commit)

@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
+from moed.consensus.transition import Head
 from moed.protocol.codec import Record, convert_record
 from moed.protocol.errors import Malformed, RemoteProtocolError, TooLarge
 from moed.protocol.identity import NodeId
@@ -17,6 +18,7 @@ from moed.protocol.identity import NodeId
 from .gossip import Session, Sessions
 from .network.calls import SMALL_ANSWER_BYTES, Call, Handler, Reply
 from .network.errors import AnswerTooLarge, CallError
+from .snapshot_sync import SnapshotSync
 from .store import Store
 
 logger = structlog.get_logger()
@@ -36,6 +38,10 @@ MAX_ANSWER_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 MAX_READERS = 2
 """Requests for blocks that read the store at one time; it is shared with the one who writes blocks."""
 MAX_FAILURES_KEPT = 1_024
+GATHER_S = 1.0
+"""After the first word of a far height: several peers should be there before one of their snapshots is chosen."""
+MAX_SNAPSHOT_TRIES = 5
+"""Rounds of questions that bring no snapshot before the blocks are followed after all."""
 
 
 class StatusNotice(Record, frozen=True, kw_only=True):
@@ -67,7 +73,7 @@ class Sync:
     """Follows the peers that are ahead of us.
 
     ``height`` says how far we are; ``take`` hands a batch to whoever changes the chain, and returns when it was taken
-    or refused.
+    or refused; ``begin`` hands over a head at which an empty chain may begin.
     """
 
     def __init__(
@@ -77,7 +83,11 @@ class Sync:
         height: Callable[[], int],
         take: Callable[[Batch], Awaitable[None]],
         run_blocking: RunBlocking,
+        begin: Callable[[Head], Awaitable[None]],
+        snapshots: SnapshotSync | None = None,
     ) -> None:
+        self._snapshots = snapshots
+        self._begin = begin
         self._store = store
         self._height = height
         self._take = take
@@ -117,7 +127,9 @@ class Sync:
             self.look()
 
     async def run(self, peers: Sessions) -> None:
-        """Fetch final blocks from whoever is ahead, until cancelled."""
+        """Fetch final blocks from whoever is ahead, until cancelled; with ``snapshots`` first a state to begin at."""
+        if self._snapshots is not None:
+            await self._begin_late(self._snapshots, peers)
         while True:
             with trio.move_on_after(LOOK_S):
                 await self._is_behind.wait()
@@ -125,6 +137,24 @@ class Sync:
             while ahead := self._peers_ahead(peers):
                 if not await self._fetch_some(ahead[:SYNC_PEERS]):
                     await trio.sleep(SYNC_PAUSE_S)
+
+    async def _begin_late(self, snapshots: SnapshotSync, peers: Sessions) -> None:
+        """Begin at a snapshot if the chain here is empty and others are far ahead; else the blocks lead there."""
+        for tries in range(1, MAX_SNAPSHOT_TRIES + 1):
+            while self._height() == 0 and not self._peers_ahead(peers):
+                with trio.move_on_after(LOOK_S):
+                    await self._is_behind.wait()
+                self._is_behind = trio.Event()
+            await trio.sleep(tries * GATHER_S)
+            far = [peer for peer in self._peers_ahead(peers) if self._claims[peer.node_id] >= snapshots.far_blocks]
+            if self._height() or not far:
+                return
+            head = await snapshots.find(far)
+            if head is not None:
+                await self._begin(head)
+                await snapshots.finish()
+                return
+        logger.warning("snapshot.none", reason="no peer gave a snapshot that holds; the blocks are followed instead")
 
     async def _take_status(self, call: Call) -> Reply:
         self.hear(call.peer.node_id, convert_record(call.body, StatusNotice).height)

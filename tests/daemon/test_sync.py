@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
+from moed.consensus.transition import Head
 from moed.daemon.network.calls import Reply
 from moed.daemon.network.errors import AnswerTooLarge, CallError
 from moed.daemon.network.peers import Priority
@@ -58,8 +59,11 @@ async def follow(tmp_path: Path, peer: Answering, until: trio.Event, taken: list
             until.set()
         await trio.sleep_forever()
 
+    async def begin(head: Head) -> None:
+        raise AssertionError("nobody asked for a snapshot")
+
     with Store(tmp_path / "chain.db", make_genesis()) as store:
-        sync = Sync(store, height=lambda: 0, take=take, run_blocking=trio.to_thread.run_sync)
+        sync = Sync(store, height=lambda: 0, take=take, begin=begin, run_blocking=trio.to_thread.run_sync)
         sync.hear(peer.node_id, 1_000)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sync.run, peer)
