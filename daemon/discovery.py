@@ -6,7 +6,8 @@ the peer itself; the directory keeps the newest of each peer for everybody else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +33,8 @@ SEEK_SETTLED_S = 15.0
 DIAL_TIMEOUT_S = 5.0
 MAX_SESSIONS = 64
 """Sessions that we open ourselves; others may still dial us."""
+MAX_MET = 64
+"""Peers whose records one search reads, and of whom it dials those that are not in session yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Discovery:
         self._dht = dht
         self._peers = peers
         self._me = me
+        self._rng = random.SystemRandom()
         self._directory: dict[NodeId, Known] = {}
 
     @property
@@ -95,16 +99,21 @@ class Discovery:
             await trio.sleep(SEEK_S if missing or not self._directory else SEEK_SETTLED_S)
 
     async def _seek_once(self) -> bool:
-        """Look for everybody once; True if somebody known is not connected."""
+        """Look for everybody once; True if somebody is left to connect with, and there is room for a session."""
         entries = await self._dht.find_topic(TOPIC_HERE)
         found = {entry.node_id for entry in entries} - {self._me}
         for gone in set(self._directory) - found:
             if self._peers.get(gone) is None:
                 del self._directory[gone]
+        met = whom_to_meet(found, self._rng)
         async with trio.open_nursery() as nursery:
-            for node_id in sorted(found)[:MAX_SESSIONS]:
+            for node_id in met:
                 nursery.start_soon(self._meet, node_id)
-        return any(self._peers.get(node_id) is None and not self._is_client(node_id) for node_id in found)
+        is_missing = any(self._peers.get(node_id) is None and not self._is_client(node_id) for node_id in met)
+        return is_missing and self._has_room()
+
+    def _has_room(self) -> bool:
+        return sum(peer.is_outbound for peer in self._peers.connected()) < MAX_SESSIONS
 
     def _is_client(self, node_id: NodeId) -> bool:
         """Whether a peer says that it cannot be dialled: it dials us, if it wants to."""
@@ -112,12 +121,12 @@ class Discovery:
         return known is not None and known.record.is_client
 
     async def _meet(self, node_id: NodeId) -> None:
-        """Read a peer's record, and dial it unless we have a session."""
+        """Read a peer's record, and dial it unless we have a session, or enough of them."""
         record = await self._dht.find_peer(node_id)
         if record is None:
             return
         self._directory[node_id] = Known(record, trio.current_time())
-        if self._peers.get(node_id) is None and not record.is_client:
+        if self._peers.get(node_id) is None and not record.is_client and self._has_room():
             await self.dial(record)
 
     async def dial(self, record: PeerRecord) -> Peer | None:
@@ -128,3 +137,8 @@ class Discovery:
             except (CallError, Malformed) as error:
                 logger.info("discovery.dial_failed", peer=record.node_id.hex(), address=text, reason=str(error))
         return None
+
+
+def whom_to_meet(found: Collection[NodeId], rng: random.Random) -> list[NodeId]:
+    """All of ``found``, or `MAX_MET` of them by chance: who could choose an id that is met first would choose it."""
+    return sorted(found) if len(found) <= MAX_MET else rng.sample(sorted(found), MAX_MET)
