@@ -58,6 +58,31 @@ class NodeSection(_Section, frozen=True, kw_only=True):
     ] = 3.0
 
 
+class ChainSection(_Section, frozen=True, kw_only=True):
+    """How this node comes to the present state of the chain."""
+
+    sync: Annotated[
+        Literal["blocks", "snapshot"],
+        Meta(
+            **_key(
+                "how a new node that is far behind begins: execute every block, or take the state that over two thirds "
+                "of the stake signed at the end of the last epoch",
+                "blocks or snapshot",
+            )
+        ),
+    ] = "blocks"
+    checkpoint: Annotated[
+        Annotated[str, Meta(pattern="^[1-9][0-9]{0,17}:[0-9a-f]{64}$")] | None,
+        Meta(
+            **_key(
+                "the last block of a late epoch, from somebody you trust (`moed chain checkpoint`): no chain with another "
+                "block there is followed",
+                '"HEIGHT:HASH"',
+            )
+        ),
+    ] = None
+
+
 class LogSection(_Section, frozen=True, kw_only=True):
     """What is logged, and how it looks on standard error."""
 
@@ -78,6 +103,10 @@ class ComputeSection(_Section, frozen=True, kw_only=True):
             **_key("auto takes the first CUDA device, else the CPU", 'auto, cpu, cuda or "cuda:0"'),
         ),
     ] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Meta(**_key("what answers are computed in; training stays float32", "float32 or bfloat16")),
+    ] = "float32"
     torch_threads: Annotated[int, Meta(ge=1, le=1024, **_key("threads of one torch operation", "1 to 1024"))] = 1
 
 
@@ -144,7 +173,7 @@ class ExpertSection(_Section, frozen=True, kw_only=True):
 
 
 class LayerSection(_Section, frozen=True, kw_only=True):
-    """Layers of kind hidden that a miner serves to other people's models; a double-bracketed section for each kind."""
+    """Layers that a miner serves to other people's models; a double-bracketed section for each sort."""
 
     name: Annotated[
         str,
@@ -157,10 +186,18 @@ class LayerSection(_Section, frozen=True, kw_only=True):
         ),
     ]
     layer: Annotated[
-        Literal["ffn", "block"],
-        Meta(**_key("what each computes: a feed-forward step, or a transformer block over the rows", "ffn or block")),
+        Literal["ffn", "block", "encoder", "classifier"],
+        Meta(
+            **_key(
+                "what each computes: a feed-forward step, a transformer block, features of a row, or its class",
+                "ffn, block, encoder or classifier",
+            )
+        ),
     ] = "ffn"
     width: Annotated[int, Meta(ge=1, le=65536, **_key("numbers in one row, in and out", "1 to 65536"))]
+    classes: Annotated[
+        int, Meta(ge=0, le=65536, **_key("how many classes a classifier tells apart", "1 to 65536; 0 for the others"))
+    ] = 0
     max_rows: Annotated[int, Meta(ge=1, le=65536, **_key("most rows in one request", "1 to 65536"))] = 1024
     learning_rate: Annotated[
         float, Meta(ge=0, le=1, **_key("how far a caller's gradient moves the weights; 0 keeps them", "0 to 1"))
@@ -219,6 +256,7 @@ class Sections(_Section, frozen=True, kw_only=True):
     """The file as a whole."""
 
     node: NodeSection = NodeSection()
+    chain: ChainSection = ChainSection()
     log: LogSection = LogSection()
     compute: ComputeSection = ComputeSection()
     limits: LimitsSection = LimitsSection()
@@ -230,6 +268,7 @@ class Sections(_Section, frozen=True, kw_only=True):
 
 PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("node", NodeSection),
+    ("chain", ChainSection),
     ("log", LogSection),
     ("compute", ComputeSection),
     ("limits", LimitsSection),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
-from moed.models.errors import ExpertError, RequestRefused, UnknownExpert
+from moed.models.errors import ExpertError, NoBackward, RequestRefused, UnknownExpert
 from moed.protocol.codec import convert_record
 from moed.protocol.experts import (
     BACKWARD,
@@ -57,17 +57,20 @@ class ExpertService:
         schema = self._runtime.takes(request.expert)
         if schema is None:
             raise Refused(UnknownExpert.code, f"no expert {request.expert!r} is served here")
-        check_batches(schema, [announced.tensor], 1, request.expert)
+        check_batches([schema], [announced.tensor], request.expert)
 
-    def _check(self, call: Call, expert: str, count: int) -> None:
+    def _check(self, call: Call, expert: str, *, with_gradients: bool = False) -> None:
         schema = self._runtime.takes(expert)
         if schema is None:
             raise Refused(UnknownExpert.code, f"no expert {expert!r} is served here")
-        check_batches(schema, call.wire_tensors, count, expert)
+        gradients = self._runtime.takes_gradients(expert) if with_gradients else None
+        if with_gradients and gradients is None:
+            raise Refused(NoBackward.code, f"expert {expert!r} gives no gradients")
+        check_batches([schema] if gradients is None else [schema, gradients], call.wire_tensors, expert)
 
     def _forward_at_once(self, call: Call) -> Reply | None:
         request = convert_record(call.body, ForwardRequest)
-        self._check(call, request.expert, 1)
+        self._check(call, request.expert)
         try:
             answer = self._runtime.forward_at_once(request.expert, call.tensors[0])
         except ExpertError as error:
@@ -76,7 +79,7 @@ class ExpertService:
 
     async def _forward(self, call: Call) -> Reply:
         request = convert_record(call.body, ForwardRequest)
-        self._check(call, request.expert, 1)
+        self._check(call, request.expert)
         try:
             answer = await self._runtime.forward(
                 request.expert,
@@ -91,7 +94,7 @@ class ExpertService:
 
     async def _backward(self, call: Call) -> Reply:
         request = convert_record(call.body, BackwardRequest)
-        self._check(call, request.expert, 2)
+        self._check(call, request.expert, with_gradients=True)
         inputs, gradients = call.tensors
         share = self._stake_share(call.peer.public_key)
         try:

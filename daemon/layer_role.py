@@ -1,42 +1,36 @@
-"""What a miner adds for its layers of kind hidden: built from the configuration, with the budget of their gradients."""
+"""What a miner adds for its layers: built from the configuration, with the budget of their gradients."""
 
 from __future__ import annotations
 
 import secrets
 from typing import TYPE_CHECKING
 
-from .config import Config, layer_names
+from .config import Config
 from .errors import ConfigError
 from .gradient_budget import BackwardBudget
 from .home import Home
 
 if TYPE_CHECKING:
+    from moed.models.device import Device
     from moed.models.hosted_layer import HostedLayer
 
 
-def open_layers(config: Config) -> list[HostedLayer]:
+def open_layers(config: Config, device: Device) -> list[HostedLayer]:
     """Every layer that ``config`` names, new or from its checkpoint. Raises `ConfigError` for one that cannot be."""
     from moed.models.errors import ModelRefused
-    from moed.models.hosted_layer import LayerSpec, open_layer
+    from moed.models.hosted_layer import open_layer
 
     from .expert_grid import grid_topics
+    from .model_specs import layer_specs
 
     folder = Home(config.home).experts
     folder.mkdir(mode=0o700, exist_ok=True)
-    layers = []
+    layers: list[HostedLayer] = []
     try:
         for section in config.layers:
-            names = layer_names(section.name)
-            grid_topics(names)  # a place that cannot be announced is refused here
-            for name in names:
-                spec = LayerSpec(
-                    name=name,
-                    layer=section.layer,
-                    width=section.width,
-                    max_rows=section.max_rows,
-                    learning_rate=section.learning_rate,
-                )
-                layers.append(open_layer(spec, folder, seed=secrets.randbits(31)))
+            specs = layer_specs(section)
+            grid_topics([spec.name for spec in specs])  # a place that cannot be announced is refused here
+            layers.extend(open_layer(spec, folder, seed=secrets.randbits(31), device=device) for spec in specs)
     except (ModelRefused, ValueError) as error:
         raise ConfigError(f"[[layers]]: {error}", "correct it in the configuration") from error
     return layers

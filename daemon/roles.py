@@ -29,6 +29,7 @@ from .views import Mixture
 if TYPE_CHECKING:
     from moed.models.capacity import DeviceCapacity
     from moed.models.corpora import Corpus
+    from moed.models.device import Device
     from moed.models.hosting import HostedExpert
     from moed.models.locks import Lock
 
@@ -89,15 +90,17 @@ def _miner(node: Surroundings) -> Role:
     from .miner import Miner
     from .runtime import Runtime, RuntimeConfig
 
-    _prepare_torch(node.config)
-    hosted = [_open_expert(section, node.config) for section in node.config.experts]
+    device = prepare_torch(node.config)
+    hosted = [_open_expert(section, node.config, device) for section in node.config.experts]
     devices = measure_devices()
     rates = {
-        one.name: measure_expert(one.trainer.averaged, rows=MEASURED_ROWS, length=MEASURED_BYTES).forwards_per_s
+        one.name: measure_expert(
+            one.trainer.averaged, rows=MEASURED_ROWS, length=MEASURED_BYTES, device=device
+        ).forwards_per_s
         for one in hosted
     }
     share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
-    layers = open_layers(node.config)
+    layers = open_layers(node.config, device)
     runtime = Runtime([*hosted, *layers], RuntimeConfig(training_share=share))
     panel = Panel(node.chain, node.peers, node.discovery, node.identity.public_key)
     budgets = {section.name: section.exchange_rows_per_minute for section in node.config.experts}
@@ -149,7 +152,7 @@ def _validator(node: Surroundings) -> Role:
 
     from .validator import Validator
 
-    _prepare_torch(node.config)
+    prepare_torch(node.config)
     section = node.config.validator
     try:
         gate = GateConfig(k=section.top_k, exploration_floor=section.exploration)
@@ -175,39 +178,50 @@ def _validator(node: Surroundings) -> Role:
     )
 
 
-def _prepare_torch(config: Config) -> None:
+def prepare_torch(config: Config) -> Device:
+    """Set torch up as ``config`` says; the device that its models live on. Raises `ConfigError`."""
     import torch
 
-    torch.set_num_threads(config.compute.torch_threads)
-    if config.limits.gpu_memory_share < 1:
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.set_per_process_memory_fraction(config.limits.gpu_memory_share, device)
-
-
-def _open_expert(section: ExpertSection, config: Config) -> HostedExpert:
+    from moed.models.device import choose_device, limit_gpu_memory
     from moed.models.errors import ModelRefused
-    from moed.models.experts import ExpertSpec
+
+    torch.set_num_threads(config.compute.torch_threads)
+    try:
+        device = choose_device(config.compute.device, config.compute.precision)
+    except ModelRefused as error:
+        raise ConfigError(str(error), "set it to auto, or to a device that is there") from error
+    limit_gpu_memory(config.limits.gpu_memory_share)
+    return device
+
+
+def _open_expert(section: ExpertSection, config: Config, device: Device) -> HostedExpert:
+    from moed.models.errors import ModelRefused
     from moed.models.hosting import open_hosted
-    from moed.models.study import StudyConfig
     from moed.models.training import TrainingConfig
 
-    own = ":" in section.model
-    spec = ExpertSpec(
-        name=section.name,
-        model="" if own else section.model,
-        factory=section.model if own else None,
-        options=section.options,
-        max_rows=section.max_rows,
-        max_length=section.max_sequence_bytes,
-    )
+    from .model_specs import exchange_of, expert_spec
+
     folder = Home(config.home).experts
     folder.mkdir(mode=0o700, exist_ok=True)
-    corpus = _corpus(section.domain, config.text_files(section.files))
+    corpus = corpus_of(section, config)
     try:
-        exchange = StudyConfig() if section.train and section.exchange_rows_per_minute > 0 else None
-        return open_hosted(spec, corpus, TrainingConfig(), folder, seed=secrets.randbits(31), exchange=exchange)
+        return open_hosted(
+            expert_spec(section),
+            corpus,
+            TrainingConfig(),
+            folder,
+            seed=secrets.randbits(31),
+            exchange=exchange_of(section),
+            device=device,
+            trains_itself=section.train,
+        )
     except ModelRefused as error:
         raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
+
+
+def corpus_of(section: ExpertSection, config: Config) -> Corpus:
+    """The text that an expert learns. Raises `ConfigError` where it is not on this machine."""
+    return _corpus(section.domain, config.text_files(section.files))
 
 
 def _validation_texts(config: Config) -> list[Corpus]:

@@ -159,7 +159,8 @@ class Runtime:
         is_training = self._config.training_share > 0
         self._states = {hosted.name: _State(hosted, is_training and hosted.trains_itself) for hosted in experts}
         self._takes = {hosted.name: hosted.info.takes for hosted in experts}
-        self._queue = BatchQueue(self._takes, self._config.limits)
+        self._takes_gradients = {one.name: one.info.gradients for one in experts if one.info.has_backward}
+        self._queue = BatchQueue(self._takes, self._config.limits, gradients=self._takes_gradients)
         self._waiters: dict[int, _Waiter] = {}
         self._wake = trio.Event()
         self._is_stopping = False
@@ -171,6 +172,10 @@ class Runtime:
     def takes(self, expert_name: str) -> BatchSchema | None:
         """The batches that an expert takes; None for one that is not served here."""
         return self._takes.get(expert_name)
+
+    def takes_gradients(self, expert_name: str) -> BatchSchema | None:
+        """The gradients at its outputs that an expert takes; None where it gives none or is not served here."""
+        return self._takes_gradients.get(expert_name)
 
     async def forward(
         self, expert_name: str, inputs: Rows, *, caller: bytes, stake_share: float, deadline: float

@@ -23,7 +23,7 @@ from moed.protocol.errors import LocalProtocolError
 from moed.protocol.experts import BatchSchema
 from moed.protocol.tensors import dtype_of
 
-from .errors import DeadlinePassed, QueueFull, RequestTooLarge, ShapeMismatch, UnknownExpert
+from .errors import DeadlinePassed, NoBackward, QueueFull, RequestTooLarge, ShapeMismatch, UnknownExpert
 
 Rows = npt.NDArray[Any]
 
@@ -44,7 +44,7 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One waiting request: ``inputs`` [rows, T], and for a backward pass ``gradients`` at the outputs, of that shape.
+    """One waiting request: ``inputs`` [rows, T], and for a backward pass ``gradients`` [rows, out] at the outputs.
 
     ``deadline_s`` and ``submitted_s`` are on the caller's clock.
     """
@@ -83,8 +83,16 @@ class _Place:
 class BatchQueue:
     """The waiting requests of all experts of one device."""
 
-    def __init__(self, experts: Mapping[str, BatchSchema], limits: QueueLimits | None = None) -> None:
+    def __init__(
+        self,
+        experts: Mapping[str, BatchSchema],
+        limits: QueueLimits | None = None,
+        *,
+        gradients: Mapping[str, BatchSchema] | None = None,
+    ) -> None:
+        """``experts`` and the batches that each takes; ``gradients`` at the outputs, of those that give any."""
         self._experts = dict(experts)
+        self._gradients = dict(gradients or {})
         self._limits = limits or QueueLimits()
         self._places: dict[bytes, _Place] = {}
         self._waiting: dict[int, tuple[bytes, Request]] = {}
@@ -132,10 +140,19 @@ class BatchQueue:
             raise ShapeMismatch(f"expert {expert!r} {problem}")
         if problem := schema.excess(inputs.shape):
             raise RequestTooLarge(f"expert {expert!r} {problem}")
-        if gradients is not None and (gradients.shape != inputs.shape or gradients.dtype != inputs.dtype):
-            raise ShapeMismatch(f"the gradient is {gradients.dtype} {list(gradients.shape)}, not like the inputs")
+        if gradients is not None:
+            self._check_gradients(expert, inputs, gradients)
         if not deadline_s > now_s:
             raise DeadlinePassed("the deadline passed before the request came")
+
+    def _check_gradients(self, expert: str, inputs: Rows, gradients: Rows) -> None:
+        schema = self._gradients.get(expert)
+        if schema is None:
+            raise NoBackward(f"expert {expert!r} gives no gradients")
+        if problem := schema.misfit(_wire_name(gradients), gradients.shape):
+            raise ShapeMismatch(f"as a gradient expert {expert!r} {problem}")
+        if len(gradients) != len(inputs):
+            raise ShapeMismatch(f"{len(gradients)} gradients for {len(inputs)} rows of expert {expert!r}")
 
     def _check_room(self, caller: bytes, rows: int, *, is_staked: bool) -> None:
         limits = self._limits

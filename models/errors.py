@@ -80,14 +80,6 @@ class OutOfMemory(ExpertFailed):
     code = "out_of_memory"
 
 
-def failed(expert: str, error: RuntimeError | MemoryError) -> ExpertFailed:
-    """What torch raised as what it means: torch tells of memory in three ways, one of them in words alone."""
-    words = str(error)
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    is_memory = is_memory or "can't allocate memory" in words or "not enough memory" in words
-    return (OutOfMemory if is_memory else ExpertFailed)(f"expert {expert!r}: {words}")
-
-
 class TrainingDiverged(ExpertError):
     """The loss or its gradient stayed not finite; training stops, serving goes on with the last average."""
 

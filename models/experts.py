@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from moed.protocol.codec import Record
 
+from .device import CPU, Device
 from .errors import ModelRefused, ShapeMismatch
 from .ngrams import ngram_buckets
 
@@ -213,8 +214,9 @@ MODELS: Mapping[str, tuple[type[Record], Callable[[Any], nn.Module]]] = {
 }
 
 
-def build_expert(spec: ExpertSpec, seed: int) -> Expert:
-    """Build the module that ``spec`` names, its weights drawn from ``seed``, the global generator untouched.
+def build_expert(spec: ExpertSpec, seed: int, device: Device = CPU) -> Expert:
+    """Build the module that ``spec`` names on ``device``, its weights drawn from ``seed`` alike for every device, the
+    global generator untouched.
 
     Raises `ModelRefused` naming the field that cannot be right.
     """
@@ -223,7 +225,7 @@ def build_expert(spec: ExpertSpec, seed: int) -> Expert:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _own_module(spec) if spec.factory is not None else _built_in_module(spec)
-    return Expert(spec, module)
+    return Expert(spec, module.to(device.torch_device))
 
 
 def _built_in_module(spec: ExpertSpec) -> nn.Module:

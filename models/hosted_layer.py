@@ -21,8 +21,9 @@ from moed.protocol.codec import Record
 from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import Note, load_checkpoint, save_checkpoint, set_aside
-from .errors import CheckpointCorrupt, ModelRefused, ShapeMismatch, failed
-from .layers import HIDDEN, LAYERS
+from .device import CPU, Device
+from .errors import CheckpointCorrupt, ModelRefused, ShapeMismatch
+from .layers import CLASSIFY, LAYERS
 from .optimizer import Adam, clip_gradients
 
 CHECKPOINT_KIND = "expert hidden"
@@ -33,14 +34,21 @@ _KEPT_ROWS_BYTES = 4 << 20
 
 
 class LayerSpec(Record, frozen=True, kw_only=True):
-    """One layer as the local configuration names it. ``learning_rate`` 0 keeps the weights as they are."""
+    """One layer as the local configuration names it. ``learning_rate`` 0 keeps the weights as they are; ``classes`` is
+    for a layer that classifies, and 0 for every other."""
 
     name: str
     layer: str
     width: int
+    classes: int = 0
     max_rows: int = 1024
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
+
+    @property
+    def out_width(self) -> int:
+        """The numbers in one row of its answer."""
+        return self.classes or self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,7 @@ class HostedLayer:
     spec: LayerSpec
     module: nn.Module
     path: Path
+    device: Device = CPU
     optimizer: Adam = field(default_factory=lambda: Adam(beta2=0.999))
     training_steps: int = 0
     _kept: _Forward | None = None
@@ -75,10 +84,10 @@ class HostedLayer:
         spec = self.spec
         return ExpertInfo(
             name=spec.name,
-            kind=HIDDEN,
+            kind=LAYERS[spec.layer].kind,
             takes=BatchSchema(dtype="f32", max_rows=spec.max_rows, max_length=spec.width, is_exact=True),
             output_dtype="f32",
-            output_shape=(spec.width,),
+            output_shape=(spec.out_width,),
             forwards_per_s=0.0,
             has_backward=True,
         )
@@ -98,20 +107,20 @@ class HostedLayer:
         return math.nan
 
     def forward(self, inputs: Rows) -> Rows:
-        """Vectors float32 [B, D] to [B, D]; may be a view of ``inputs``. Raises `ExpertFailed` where torch gave up."""
+        """float32 [B, D] to [B, out]; may be a view of ``inputs``. Raises `ExpertFailed` where torch gave up."""
         was_used, self._kept = self._kept is None, None
         self._is_trained = self._is_trained and was_used
         try:
             if self._is_trained and inputs.nbytes <= _KEPT_ROWS_BYTES:
                 # a copy: the memory of a request is used again when it has been answered
-                self._kept = self._run(torch.from_numpy(inputs.copy()))
-                kept: Rows = self._kept.output.detach().numpy()
-                return kept
-            with torch.inference_mode():
-                answer: Rows = self.module(_tensor(inputs)).numpy()
+                self._kept = self._run(self.device.put(inputs.copy()))
+                return self.device.fetch(self._kept.output)
+            with torch.inference_mode(), self.device.computing():
+                answer = self.module(self.device.put(inputs))
+            return self.device.fetch(answer.float())
         except (RuntimeError, MemoryError) as error:  # torch's own failures
-            raise failed(self.name, error) from error
-        return answer
+            self._kept = None
+            raise self.device.failure(self.name, error) from error
 
     def backward(self, inputs: Rows, gradients: Rows) -> Rows:
         """`gradient`, and then `learn`."""
@@ -120,25 +129,24 @@ class HostedLayer:
         return at_input
 
     def gradient(self, inputs: Rows, gradients: Rows) -> Rows:
-        """The gradient at ``inputs`` [B, D] from that at the outputs. `learn` comes next, before any other call.
+        """The gradient at ``inputs`` [B, D] from that at the outputs [B, out]. Next comes `learn`, and no other call.
 
         Raises `ShapeMismatch` for a gradient that is not finite: it would ruin the weights. `ExpertFailed` as above.
         """
-        at_output = _tensor(gradients)
+        at_output = self.device.put(gradients)
         # the norm alone costs one pass; it is not finite if any element is not
         if not math.isfinite(float(torch.linalg.vector_norm(at_output))):
             raise ShapeMismatch(f"expert {self.name!r}: a gradient that is not finite")
         try:
-            run = self._kept_forward(inputs) or self._run(_tensor(inputs))
+            run = self._kept_forward(inputs) or self._run(self.device.put(inputs))
             self._kept, self._is_trained = None, True
             torch.autograd.backward(run.output, at_output)
+            assert run.x.grad is not None
+            return self.device.fetch(run.x.grad)
         except (RuntimeError, MemoryError) as error:
             for parameter in self.module.parameters():
                 parameter.grad = None  # a part of a gradient is none
-            raise failed(self.name, error) from error
-        assert run.x.grad is not None
-        at_input: Rows = run.x.grad.numpy()
-        return at_input
+            raise self.device.failure(self.name, error) from error
 
     def _run(self, x: Tensor) -> _Forward:
         x = x.detach().requires_grad_()
@@ -149,7 +157,7 @@ class HostedLayer:
         kept = self._kept
         if kept is None or kept.training_steps != self.training_steps:
             return None
-        return kept if np.array_equal(kept.x.detach().numpy(), inputs) else None
+        return kept if np.array_equal(self.device.fetch(kept.x), inputs) else None
 
     def learn(self) -> None:
         """One step of Adam along what `gradient` found: apart from it, because no caller has to wait for it."""
@@ -170,13 +178,16 @@ class HostedLayer:
             "name": self.name,
             "layer": self.spec.layer,
             "width": self.spec.width,
+            "classes": self.spec.classes,
         }
         return save_checkpoint(self.path, CHECKPOINT_KIND, tensors, notes)
 
     def restore(self) -> None:
         """Go on from the checkpoint. Raises `CheckpointCorrupt`, for another layer's too, and `FileNotFoundError`."""
         checkpoint = load_checkpoint(self.path, CHECKPOINT_KIND)
-        if checkpoint.notes.get("layer") != self.spec.layer or checkpoint.notes.get("width") != self.spec.width:
+        spec, notes = self.spec, checkpoint.notes
+        # checkpoints from before there were classes have none
+        if (notes.get("layer"), notes.get("width"), notes.get("classes", 0)) != (spec.layer, spec.width, spec.classes):
             raise CheckpointCorrupt(f"{self.path} is of another layer")
         try:
             self.module.load_state_dict(_below("weights/", checkpoint.tensors))
@@ -186,15 +197,13 @@ class HostedLayer:
             raise CheckpointCorrupt(f"{self.path} does not fit the layer: {error}") from error
 
 
-def open_layer(spec: LayerSpec, folder: Path, seed: int) -> HostedLayer:
-    """Build ``spec`` with weights drawn from ``seed``, or go on from its checkpoint in ``folder``.
+def open_layer(spec: LayerSpec, folder: Path, seed: int, device: Device = CPU) -> HostedLayer:
+    """Build ``spec`` on ``device`` with weights drawn from ``seed``, or go on from its checkpoint in ``folder``.
 
     A corrupt checkpoint is set aside. Raises `ModelRefused` for a layer that does not exist.
     """
-    if spec.layer not in LAYERS or not 1 <= spec.width <= 1 << 16:
-        raise ModelRefused(f"expert {spec.name!r}: no layer {spec.layer!r} of width {spec.width}")
     path = folder / f"{spec.name}.ckpt"
-    hosted = HostedLayer(spec, _build(spec, seed), path)
+    hosted = HostedLayer(spec, build_layer(spec, seed, device), path, device)
     try:
         hosted.restore()
     except FileNotFoundError:
@@ -202,20 +211,20 @@ def open_layer(spec: LayerSpec, folder: Path, seed: int) -> HostedLayer:
     except CheckpointCorrupt:
         set_aside(path)
         # built again: a restore that failed half-way may have left some weights in
-        hosted = HostedLayer(spec, _build(spec, seed), path)
+        hosted = HostedLayer(spec, build_layer(spec, seed, device), path, device)
     return hosted
 
 
-def _build(spec: LayerSpec, seed: int) -> nn.Module:
+def build_layer(spec: LayerSpec, seed: int, device: Device = CPU) -> nn.Module:
+    """The module of ``spec``, its weights drawn from ``seed``. Raises `ModelRefused` for one that does not exist."""
+    if spec.layer not in LAYERS or not 1 <= spec.width <= 1 << 16:
+        raise ModelRefused(f"expert {spec.name!r}: no layer {spec.layer!r} of width {spec.width}")
+    if (LAYERS[spec.layer].kind == CLASSIFY) != (spec.classes >= 1):
+        raise ModelRefused(f"expert {spec.name!r}: classes is for a layer that classifies, and needed there")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LAYERS[spec.layer](spec.width)
+        return LAYERS[spec.layer].make(spec.width, spec.classes).to(device.torch_device)
 
 
 def _below(prefix: str, tensors: Any) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-
-def _tensor(rows: Rows) -> Tensor:
-    """A tensor over the received memory; a copy only where that is read-only, which torch would warn about."""
-    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))

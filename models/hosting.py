@@ -14,7 +14,8 @@ from moed.protocol.experts import BatchSchema, ExpertInfo
 
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
 from .corpora import Corpus, Tokens, set_apart
-from .errors import CheckpointCorrupt, ShapeMismatch, failed
+from .device import CPU, Device
+from .errors import CheckpointCorrupt, ShapeMismatch
 from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
 from .study import Study, StudyConfig
 from .training import Trainer, TrainingConfig
@@ -30,7 +31,8 @@ class HostedExpert:
     """An expert with its trainer and the place of its checkpoint. Not thread-safe: one device worker calls it.
 
     ``origin`` tells whether the weights are new, came from the checkpoint, or are new because the checkpoint was
-    corrupt and lies beside its place now. With a ``study`` it learns from other miners beside its own text.
+    corrupt and lies beside its place now. With a ``study`` it learns from other miners beside its own text. Unless it
+    ``trains_itself`` whenever nothing waits, it keeps the weights that it has.
     """
 
     expert: Expert
@@ -38,6 +40,8 @@ class HostedExpert:
     path: Path
     origin: Origin
     study: Study | None = None
+    device: Device = CPU
+    trains_itself: bool = True
 
     @property
     def name(self) -> str:
@@ -59,11 +63,6 @@ class HostedExpert:
         )
 
     @property
-    def trains_itself(self) -> bool:
-        """It has a text of its own to learn from whenever nothing waits."""
-        return True
-
-    @property
     def training_loss_bits(self) -> float:
         """The moving average of its training loss, in bits per byte."""
         return self.trainer.loss_bits
@@ -80,17 +79,16 @@ class HostedExpert:
         model answers in another shape.
         """
         try:
-            with torch.inference_mode():
-                # A copy: the tokens may be a view of a received, read-only buffer, which torch would warn about.
-                answer = self.trainer.averaged(torch.from_numpy(np.array(tokens)))
-        except (RuntimeError, MemoryError) as error:  # torch's own failures
-            raise failed(self.name, error) from error
+            with torch.inference_mode(), self.device.computing():
+                answer = self.trainer.averaged(self.device.put(tokens))
+            log_probs: npt.NDArray[np.float32] = self.device.fetch(answer.float())
+        except (RuntimeError, MemoryError) as error:  # torch's own failures, which a GPU may tell of only at the fetch
+            raise self.device.failure(self.name, error) from error
         if tuple(answer.shape) != (*tokens.shape, BYTE_VALUES):
             raise ShapeMismatch(
                 f"expert {self.name!r} answered {list(answer.shape)} to {list(tokens.shape)}, which asks for "
                 f"{[*tokens.shape, BYTE_VALUES]}"
             )
-        log_probs: npt.NDArray[np.float32] = answer.float().cpu().numpy()
         return log_probs
 
     def train_step(self) -> float:
@@ -115,8 +113,10 @@ def open_hosted(
     seed: int,
     *,
     exchange: StudyConfig | None = None,
+    device: Device = CPU,
+    trains_itself: bool = True,
 ) -> HostedExpert:
-    """Build ``spec`` and go on from its checkpoint in ``folder`` where there is one.
+    """Build ``spec`` on ``device`` and go on from its checkpoint in ``folder`` where there is one.
 
     With ``exchange`` it learns from others too, and keeps a tenth of its text from its training to measure what they
     are worth.
@@ -127,7 +127,7 @@ def open_hosted(
     check = None
     if exchange is not None:
         corpus, check = set_apart(corpus, KEPT_SHARE)
-    expert = build_expert(spec, seed)
+    expert = build_expert(spec, seed, device)
     trainer = Trainer(expert.module, corpus, training, seed)
     path = folder / f"{spec.name}.ckpt"
     origin: Origin = "new"
@@ -139,8 +139,8 @@ def open_hosted(
     except CheckpointCorrupt:
         set_aside(path)
         # Built again: a restore that failed half-way may have left some weights in.
-        expert = build_expert(spec, seed)
+        expert = build_expert(spec, seed, device)
         trainer = Trainer(expert.module, corpus, training, seed)
         origin = "set_aside"
     study = None if exchange is None or check is None else Study(trainer, check, exchange, seed)
-    return HostedExpert(expert, trainer, path, origin, study)
+    return HostedExpert(expert, trainer, path, origin, study, device, trains_itself)

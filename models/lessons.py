@@ -26,6 +26,10 @@ class Lesson:
         """The rows that were asked."""
         return len(self.tokens)
 
+    def on(self, device: torch.device) -> Lesson:
+        """The same lesson where the student is."""
+        return Lesson(self.tokens.to(device), self.targets.to(device), self.log_probs.to(device))
+
 
 def read_lesson(rows: Tokens, answer: object) -> Lesson:
     """The lesson in an answer to all but the last byte of ``rows`` [R, T + 1]. Raises `InvalidAnswer`."""

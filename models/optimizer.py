@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,8 +38,12 @@ class LearningRate(Record, frozen=True):
 class _Moments:
     mean: Tensor
     square: Tensor
-    # a float32 scalar, as torch's own step wants it; exact up to 2^24 steps
-    steps: Tensor = field(default_factory=lambda: torch.zeros(()))
+    # a float32 scalar beside them, as torch's own step wants it; exact up to 2^24 steps
+    steps: Tensor
+
+    def on(self, device: torch.device) -> _Moments:
+        """The same moments where their parameter is."""
+        return _Moments(self.mean.to(device), self.square.to(device), self.steps.to(device))
 
 
 class Adam:
@@ -85,7 +89,10 @@ class Adam:
     def _moments_of(self, name: str, parameter: Tensor) -> _Moments:
         moments = self._moments.get(name)
         if moments is None:
-            moments = self._moments[name] = _Moments(torch.zeros_like(parameter), torch.zeros_like(parameter))
+            zeros = (torch.zeros_like(parameter), torch.zeros_like(parameter))
+            moments = self._moments[name] = _Moments(*zeros, torch.zeros((), device=parameter.device))
+        elif moments.mean.device != parameter.device:  # from a checkpoint
+            moments = self._moments[name] = moments.on(parameter.device)
         return moments
 
     def forget(self, name: str) -> None:

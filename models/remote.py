@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ Rows = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request to one expert by name: ``inputs`` [B, D]; with ``gradients`` [B, D] a backward pass."""
+    """One request to one expert by name: ``inputs`` [B, D]; with ``gradients`` [B, out] a backward pass."""
 
     expert: str
     inputs: Rows
@@ -55,16 +56,21 @@ class Transport(Protocol):
 
 
 class RemoteExpert(nn.Module):
-    """One expert elsewhere: float32 [..., D] to [..., D]. Raises `RowsUnanswered` where it does not answer.
+    """One expert elsewhere: float32 [..., D] to [..., out]. Raises `RowsUnanswered` where it does not answer, or not in
+    that shape.
 
-    Gradients flow where the input requires them; the expert's own weights are its owner's.
+    ``out_features`` is what the expert gives for a row, D unless said. Gradients flow where the input requires them;
+    the expert's own weights are its owner's.
     """
 
-    def __init__(self, transport: Transport, name: str, patience: Patience | None = None) -> None:
+    def __init__(
+        self, transport: Transport, name: str, patience: Patience | None = None, *, out_features: int | None = None
+    ) -> None:
         super().__init__()
         self.transport = transport
         self.name = name
         self.patience = patience or Patience()
+        self.out_features = out_features
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -72,11 +78,15 @@ class RemoteExpert(nn.Module):
         return answer.reshape(*x.shape[:-1], answer.shape[-1])
 
     def ask(self, inputs: Tensor, gradients: Tensor | None = None) -> Tensor:
-        """One call, outside autograd: [B, D] to [B, D]."""
+        """One call, outside autograd: [B, D] to [B, out], or with ``gradients`` [B, out] to those at the inputs."""
         asked = Ask(self.name, rows_of(inputs), None if gradients is None else rows_of(gradients))
         (answer,) = self.transport.ask([asked], self.patience, lambda _answered: False)
         if isinstance(answer, NoAnswer):
             raise RowsUnanswered(range(len(inputs)), [answer])
+        width = inputs.shape[1] if gradients is not None else self.out_features or inputs.shape[1]
+        if answer.shape != (len(inputs), width) or answer.dtype != np.float32:
+            strange = f"{self.name} answered {answer.dtype} {list(answer.shape)}, not float32 {[len(inputs), width]}"
+            raise RowsUnanswered(range(len(inputs)), [NoAnswer("strange_answer", strange)])
         return torch.from_numpy(answer)
 
 

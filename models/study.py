@@ -28,6 +28,7 @@ import torch
 from moed.protocol.codec import Record
 
 from .corpora import TextSource, Tokens
+from .device import device_of
 from .errors import InvalidAnswer
 from .lessons import Lesson, read_lesson
 from .training import Trainer, evaluate_rows, next_byte_bits
@@ -230,6 +231,7 @@ class Study:
     @torch.no_grad()
     def _complement(self, lesson: Lesson) -> float:
         """By how many bits per byte the even mixture of student and teacher beats the student alone."""
+        lesson = lesson.on(device_of(self.trainer.averaged))
         own = self.trainer.averaged(lesson.tokens)
         both = torch.logaddexp(own, lesson.log_probs) - np.log(2)
         gain = next_byte_bits(own, lesson.targets) - next_byte_bits(both, lesson.targets)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moed.protocol.codec import Record
 
 from .corpora import Split, TextSource, Tokens
+from .device import device_of
 from .errors import CheckpointCorrupt, TrainingDiverged
 from .lessons import Lesson, distillation_loss
 from .optimizer import Adam, LearningRate, clip_gradients
@@ -57,6 +58,7 @@ class Trainer:
         self.averaged = copy.deepcopy(module).requires_grad_(False).eval()
         self.corpus = corpus
         self.config = config
+        self._device = device_of(module)
         self.steps = 0
         self.loss_bits = math.log2(256)
         self._seed = seed
@@ -75,12 +77,13 @@ class Trainer:
         self.steps += 1
         # A generator per step: a restart from a checkpoint draws what the unbroken run would have drawn.
         rng = np.random.default_rng((self._seed, self.steps))
-        rows = torch.from_numpy(self.corpus.sample("train", rng, config.rows, config.length + 1))
+        rows = torch.from_numpy(self.corpus.sample("train", rng, config.rows, config.length + 1)).to(self._device)
         self.module.train()
         taught = 0 if lesson is None else min(lesson.rows, config.rows - 1)
         own = rows[taught:]
         own_loss = loss = next_byte_bits(self.module(own[:, :-1]), own[:, 1:]).mean()
         if lesson is not None:
+            lesson = lesson.on(self._device)
             told = distillation_loss(self.module(lesson.tokens), lesson, trust)
             loss = own_loss + (told - own_loss) * (taught / config.rows)
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships this method without types
@@ -150,5 +153,5 @@ def _under(stored: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 @torch.inference_mode()
 def evaluate_rows(module: nn.Module, rows: Tokens) -> float:
     """Mean loss in bits per byte of ``module`` over the bytes after the first in each of ``rows``."""
-    tokens = torch.from_numpy(rows)
+    tokens = torch.from_numpy(rows).to(device_of(module))
     return float(next_byte_bits(module(tokens[:, :-1]), tokens[:, 1:]).mean())

@@ -93,6 +93,12 @@ class ExpertInfo(Record, frozen=True, kw_only=True):
     forwards_per_s: float
     has_backward: bool
 
+    @property
+    def gradients(self) -> BatchSchema:
+        """The gradients at the outputs that come with a backward pass: vectors of the output's own length."""
+        width = self.output_shape[-1]
+        return BatchSchema(dtype=self.output_dtype, max_rows=self.takes.max_rows, max_length=width, is_exact=True)
+
 
 class InfoAnswer(Record, frozen=True, kw_only=True):
     """The answer to `InfoRequest`."""
@@ -106,13 +112,14 @@ def longest_text_answer(shape: Sequence[int]) -> int:
     return math.prod(shape) * BYTE_VALUES * MAX_VALUE_BYTES + _ANSWER_HEAD_BYTES
 
 
-def check_batches(schema: BatchSchema, tensors: Sequence[WireTensor | TensorHead], count: int, expert: str) -> None:
-    """Raise `Malformed` unless there are ``count`` tensors and each is a batch of ``schema``, by their heads alone."""
-    if len(tensors) != count:
-        raise Malformed(f"{count} tensors are expected, not {len(tensors)}")
-    for tensor in tensors:
+def check_batches(schemas: Sequence[BatchSchema], tensors: Sequence[WireTensor | TensorHead], expert: str) -> None:
+    """Raise `Malformed` unless there is one tensor for each of ``schemas`` and each is a batch of it, all of as many
+    rows, by their heads alone."""
+    if len(tensors) != len(schemas):
+        raise Malformed(f"{len(schemas)} tensors are expected, not {len(tensors)}")
+    for schema, tensor in zip(schemas, tensors, strict=True):
         problem = schema.misfit(tensor.dtype.wire_name, tensor.shape) or schema.excess(tensor.shape)
         if problem:
             raise Malformed(f"expert {expert!r} {problem}")
-    if len({tensor.shape for tensor in tensors}) > 1:
-        raise Malformed("the gradient has another shape than the inputs")
+    if len({tensor.shape[0] for tensor in tensors}) > 1:
+        raise Malformed("there are not as many gradients as rows of inputs")

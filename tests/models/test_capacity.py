@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from moed.models.capacity import DeviceCapacity, host_memory_bytes, measure_devices, measure_expert
+from moed.models.capacity import DeviceCapacity, measure_devices, measure_expert
+from moed.models.device import host_memory_bytes
 from moed.models.experts import ExpertSpec, build_expert
 from moed.protocol.codec import decode_record, encode_record
 

@@ -41,13 +41,25 @@ def test_what_misfits_is_named(schema: BatchSchema, dtype: str, shape: tuple[int
 
 
 def test_a_call_has_the_tensors_that_its_method_takes() -> None:
-    """So many of them, each a batch, and for a backward pass both of one shape."""
+    """One for each schema, each a batch of it, and for a backward pass as many gradients as rows."""
+    narrow = BatchSchema(dtype="f32", max_rows=4, max_length=3, is_exact=True)
     one, other = (wire_tensor(np.zeros((rows, 8), np.float32)) for rows in (2, 3))
-    check_batches(VECTORS, [one], 1, "layer")
-    check_batches(VECTORS, [one, one], 2, "layer")
-    for tensors, count in (([], 1), ([one, one], 1), ([one], 2), ([one, other], 2)):
+    gradient = wire_tensor(np.zeros((2, 3), np.float32))
+    check_batches([VECTORS], [one], "layer")
+    check_batches([VECTORS, VECTORS], [one, one], "layer")
+    check_batches([VECTORS, narrow], [one, gradient], "layer")
+    both = [VECTORS, VECTORS]
+    for schemas, tensors in (
+        ([VECTORS], []),
+        ([VECTORS], [one, one]),
+        (both, [one]),
+        (both, [one, other]),
+        (both, [one, gradient]),
+        ([VECTORS, narrow], [other, gradient]),
+        ([VECTORS, narrow], [gradient, one]),
+    ):
         with pytest.raises(Malformed):
-            check_batches(VECTORS, tensors, count, "layer")
+            check_batches(schemas, tensors, "layer")
 
 
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
