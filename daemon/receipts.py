@@ -6,6 +6,7 @@ agrees with its own memory. A sheet that the caller does not sign stays in the d
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,6 @@ from moed.protocol.receipts import (
     MAX_CALLS,
     AnsweredCalls,
     CallReceipt,
-    ReceiptSheet,
     ServedCalls,
     SignedSheet,
     claim_sheet,
@@ -83,7 +83,7 @@ class ReceiptBook:
         self._keep = keep
         self._now_ms = now_ms
         self._run_blocking = run_blocking
-        self._books: dict[bytes, _Book] = {}  # by session, the longest unused first
+        self._books: OrderedDict[bytes, _Book] = OrderedDict()  # by session, the longest unused first
         self._is_full = trio.Event()
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -103,40 +103,42 @@ class ReceiptBook:
 
     async def run(self) -> None:
         """Write, send and keep sheets until cancelled; then keep what is left, unsigned by the callers."""
+        settled: dict[bytes, SignedSheet] = {}  # not in the database yet, by what stands on it
         try:
             while True:
                 self._is_full = trio.Event()
                 with trio.move_on_after(SIGN_EVERY_S):
                     await self._is_full.wait()
-                settled: list[SignedSheet] = []
                 async with trio.open_nursery() as nursery:
                     for book in list(self._books.values()):
                         nursery.start_soon(self._settle, book, settled)
                 if settled:
-                    await self._run_blocking(self._keep, settled)
+                    await self._run_blocking(self._keep, list(settled.values()))
+                    settled.clear()
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SIGN_EVERY_S):
-                claims = [self._claim(sheet) for book in self._books.values() for sheet in self._sheets(book)]
-                if claims:
-                    await self._run_blocking(self._keep, claims)
+                claims = [claim for book in self._books.values() for claim in self._claims(book)]
+                if settled or claims:
+                    await self._run_blocking(self._keep, [*settled.values(), *claims])
 
     def _book(self, peer: Peer) -> _Book:
         name = peer.session_name
         book = self._books.get(name)
         if book is None:
             if len(self._books) >= MAX_SESSIONS:
-                del self._books[next(iter(self._books))]
+                self._books.popitem(last=False)
             ours, theirs = self._identity.public_key, peer.public_key
-            book = _Book(peer, ServedCalls(ours, theirs, name), AnsweredCalls(theirs, ours, name))
-            self._books[name] = book
+            book = self._books[name] = _Book(peer, ServedCalls(ours, theirs, name), AnsweredCalls(theirs, ours, name))
+        self._books.move_to_end(name)
         return book
 
-    async def _settle(self, book: _Book, settled: list[SignedSheet]) -> None:
-        """Have every waiting call of one session signed; the sheets are added to ``settled``."""
+    async def _settle(self, book: _Book, settled: dict[bytes, SignedSheet]) -> None:
+        """Have every waiting call of one session signed; the sheets are in ``settled``, as claims until they are."""
         # Only what is there now: calls that come while a sheet is signed wait for the next round, or each would get a
         # sheet, and a call of ours, of its own.
-        for sheet in self._sheets(book):
-            claim = self._claim(sheet)
+        claims = self._claims(book)
+        settled.update((claim.sheet, claim) for claim in claims)
+        for claim in claims:
             try:
                 reply = await book.peer.call(
                     SIGN,
@@ -145,19 +147,16 @@ class ReceiptBook:
                     max_answer_bytes=SMALL_ANSWER_BYTES,
                 )
                 signature = convert_record(reply.body, SignAnswer).signature
-                verify(PublicKey(sheet.caller), Domain.RECEIPT, self._network_id, claim.sheet, signature)
-                claim = msgspec.structs.replace(claim, caller_signature=signature)
+                verify(book.peer.public_key, Domain.RECEIPT, self._network_id, claim.sheet, signature)
+                settled[claim.sheet] = msgspec.structs.replace(claim, caller_signature=signature)
             except (CallError, RemoteProtocolError) as error:
-                logger.info(
-                    "receipts.unsigned", peer=book.peer.node_id.hex(), calls=len(sheet.calls), reason=str(error)
-                )
-            settled.append(claim)
+                calls = len(claim.read().calls)
+                logger.info("receipts.unsigned", peer=book.peer.node_id.hex(), calls=calls, reason=str(error))
 
-    def _sheets(self, book: _Book) -> list[ReceiptSheet]:
-        return list(iter(partial(book.served.next_sheet, self._now_ms()), None))
-
-    def _claim(self, sheet: ReceiptSheet) -> SignedSheet:
-        return claim_sheet(self._identity, self._network_id, sheet)
+    def _claims(self, book: _Book) -> list[SignedSheet]:
+        """The calls of one session that are on no sheet yet, on sheets that we have signed."""
+        sheets = iter(partial(book.served.next_sheet, self._now_ms()), None)
+        return [claim_sheet(self._identity, self._network_id, sheet) for sheet in sheets]
 
     async def _sign(self, call: Call) -> Reply:
         """Compare a sheet with what we remember, sign and keep it. Refuses with the entry that differs."""

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import trio
 
+from moed.daemon import receipts
 from moed.daemon.network.calls import Call, Method, Reply
 from moed.daemon.network.peers import Peers
 from moed.daemon.receipt_export import export_sheet, receipt_table, sums
-from moed.daemon.receipts import ReceiptBook
+from moed.daemon.receipts import SIGN, ReceiptBook
 from moed.daemon.store import Store
 from moed.protocol.addresses import Address
 from moed.protocol.receipts import SignedSheet, message_hash
@@ -98,6 +100,52 @@ async def test_a_caller_that_vanishes_leaves_a_claim(tmp_path: Path) -> None:
         (signed,) = mine.receipts()
     signed.check(NETWORK_ID)
     assert signed.caller_signature is None
+
+
+async def test_a_stop_keeps_the_sheet_that_is_being_signed(tmp_path: Path) -> None:
+    """The caller takes its time to sign; the server stops meanwhile, and has its claim in the database."""
+    asked = trio.Event()
+
+    async def never_sign(_call: Call) -> Reply:
+        asked.set()
+        await trio.sleep_forever()
+
+    silent = Peers(identity_of(2), NETWORK_ID, handlers={SIGN: never_sign})
+    with Store(tmp_path / "a.db", make_genesis()) as mine:
+        server = Node(1, mine)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            await nursery.start(partial(silent.run, []))
+            peer = await silent.connect(address, None, timeout_s=5)
+            await peer.call("echo", 1, deadline_s=5)
+            with trio.fail_after(10):
+                await asked.wait()
+            nursery.cancel_scope.cancel()
+        (signed,) = mine.receipts()
+    signed.check(NETWORK_ID)
+    assert signed.caller_signature is None
+    assert len(signed.read().calls) == 1
+
+
+async def test_a_session_in_use_is_remembered_longer_than_those_that_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for two sessions, strangers that call once do not make a node forget the caller that goes on."""
+    monkeypatch.setattr(receipts, "MAX_SESSIONS", 2)
+    with Store(tmp_path / "a.db", make_genesis()) as mine, Store(tmp_path / "b.db", make_genesis()) as other:
+        server, caller = Node(1, mine), Node(2, other)
+        async with trio.open_nursery() as nursery:
+            address = await server.run(nursery)
+            await caller.run(nursery)
+            peer = await caller.peers.connect(address, None, timeout_s=5)
+            for number in range(3, 6):
+                await peer.call("echo", 1, deadline_s=5)
+                stranger = Peers(identity_of(number), NETWORK_ID)
+                await nursery.start(partial(stranger.run, []))
+                await (await stranger.connect(address, None, timeout_s=5)).call("echo", 1, deadline_s=5)
+            await peer.call("echo", 1, deadline_s=5)
+            await until(lambda: sum(len(one.read().calls) for one in other.receipts()) == 4)
+            nursery.cancel_scope.cancel()
 
 
 async def test_receipts_are_exported_with_sums(tmp_path: Path) -> None:
