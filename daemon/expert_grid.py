@@ -22,25 +22,31 @@ REMEMBER_S = 20.0
 sooner, by those who ask it in vain."""
 MAX_COORDINATE = MAX_NOTE_BYTES * 8 - 1
 MAX_REMEMBERED = 4096
-_TOPIC = "grid:"
+_TOPIC, _NAMED = "grid:", "expert:"
 
 FindTopic = Callable[[str], Awaitable[list[TopicEntry]]]
 
 
 def grid_topics(names: Collection[str]) -> dict[str, bytes]:
-    """What a server of these experts announces: a note for each topic. Names that end in no number have no place.
+    """What a server of these experts announces: a note for each topic. A name that ends in no number has no place on a
+    grid, and a topic of its own with an empty note.
 
-    Raises `ValueError` for a place that cannot be announced.
+    Raises `ValueError` for what cannot be announced.
     """
     children: dict[str, set[int]] = {}
+    plain: dict[str, bytes] = {}
     for name in names:
         split = split_name(name)
+        if split is None:
+            if len(_NAMED + name) > MAX_TOPIC_CHARS:
+                raise ValueError(f"{name!r} is too long to be announced: {MAX_TOPIC_CHARS - len(_NAMED)} characters")
+            plain[_NAMED + name] = b""
         for prefix, child in steps_to(name):
             if child > MAX_COORDINATE or len(_TOPIC + prefix) > MAX_TOPIC_CHARS:
                 raise ValueError(f"{name!r} cannot stand on a grid: coordinates go to {MAX_COORDINATE}")
             if split is not None and (prefix != split[0] or len(split[1]) == 1):
                 children.setdefault(prefix, set()).add(child)
-    return {_TOPIC + prefix: _note(those) for prefix, those in children.items()}
+    return plain | {_TOPIC + prefix: _note(those) for prefix, those in children.items()}
 
 
 def _note(children: Collection[int]) -> bytes:
@@ -70,11 +76,7 @@ class GridDirectory:
 
     async def live(self, prefixes: Collection[str]) -> Mapping[str, Collection[int]]:
         """The coordinates below each prefix that have a server; prefixes that are not remembered are asked at once."""
-        now_s = trio.current_time()
-        unknown = [one for one in prefixes if one not in self._known or self._known[one].read_at_s + REMEMBER_S < now_s]
-        async with trio.open_nursery() as nursery:
-            for prefix in unknown:
-                nursery.start_soon(self._read, prefix)
+        await self._read_all(prefixes)
         return {
             prefix: [
                 child
@@ -84,19 +86,37 @@ class GridDirectory:
             for prefix in prefixes
         }
 
-    def owners(self, expert: str) -> Sequence[NodeId]:
-        """Who serves an expert, as far as its prefix is remembered."""
-        prefix, _, child = expert.rpartition(".")
-        known = self._known.get(prefix + ".")
-        return known.owners.get(int(child), []) if known is not None and child.isdigit() else []
+    async def find(self, experts: Collection[str]) -> None:
+        """Learn who serves these experts, as `owners` tells then; what is not remembered is asked at once."""
+        await self._read_all({_shelf(one)[0] for one in experts})
 
-    async def _read(self, prefix: str) -> None:
-        entries = await self._find_topic(_TOPIC + prefix)
+    def owners(self, expert: str) -> Sequence[NodeId]:
+        """Who serves an expert, as far as its prefix, or its name where that is no place, is remembered."""
+        shelf, child = _shelf(expert)
+        known = self._known.get(shelf)
+        return known.owners.get(child, []) if known is not None else []
+
+    async def _read_all(self, shelves: Collection[str]) -> None:
+        now_s = trio.current_time()
+        unknown = [one for one in shelves if one not in self._known or self._known[one].read_at_s + REMEMBER_S < now_s]
+        async with trio.open_nursery() as nursery:
+            for shelf in unknown:
+                nursery.start_soon(self._read, shelf)
+
+    async def _read(self, shelf: str) -> None:
+        is_prefix = shelf.endswith(".")
+        entries = await self._find_topic((_TOPIC if is_prefix else _NAMED) + shelf)
         known = _Known(trio.current_time())
         for entry in entries:
-            for child in _children(entry.note):
+            for child in _children(entry.note) if is_prefix else (0,):
                 known.owners.setdefault(child, []).append(entry.node_id)
-        self._known.pop(prefix, None)
+        self._known.pop(shelf, None)
         if len(self._known) >= MAX_REMEMBERED:
             del self._known[next(iter(self._known))]
-        self._known[prefix] = known
+        self._known[shelf] = known
+
+
+def _shelf(expert: str) -> tuple[str, int]:
+    """Where an expert is announced: the prefix before its last coordinate and that, or its name alone and 0."""
+    prefix, dot, child = expert.rpartition(".")
+    return (prefix + dot, int(child)) if split_name(expert) is not None else (expert, 0)

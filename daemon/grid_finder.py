@@ -1,4 +1,4 @@
-"""Finds the experts of a grid in the DHT and keeps sessions with their servers, for a caller that is no full node."""
+"""Finds experts in the DHT and keeps sessions with their servers, for a caller that is no full node."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class GridFinder:
 
     async def meet(self, experts: Collection[str]) -> None:
         """See to it that there is a session with the servers of these experts, those that are out left aside."""
+        await self._directory.find(experts)
         owners = {owner for expert in experts for owner in self._directory.owners(expert)}
         async with trio.open_nursery() as nursery:
             for owner in owners:

@@ -41,12 +41,24 @@ async def test_a_seeker_reads_who_lives_below_a_prefix(autojump_clock: MockClock
     assert {prefix: set(children) for prefix, children in live.items()} == {"f.0.": {1, 7}, "f.3.": {2}, "f.5.": set()}
     assert list(directory.owners("f.0.7")) == [node(0), node(1)]
     assert directory.owners("f.1.1") == []
-    assert directory.owners("prose") == []
+    assert directory.owners("x") == []
     await directory.live(["f.0."])
     assert len(topics.asked) == 3
     autojump_clock.jump(REMEMBER_S + 1)
     await directory.live(["f.0."])
     assert len(topics.asked) == 4
+
+
+async def test_an_expert_is_found_by_its_name_alone() -> None:
+    """On a grid or not, by one question, asked once."""
+    topics = Topics()
+    directory = GridDirectory(topics.find)
+    for _ in range(2):
+        await directory.find(["x", "f.3.2", "nobody", "f.9.9"])
+    assert sorted(topics.asked) == ["expert:nobody", "expert:x", "grid:f.3.", "grid:f.9."]
+    assert list(directory.owners("x")) == [node(2)]
+    assert list(directory.owners("f.3.2")) == [node(1)]
+    assert list(directory.owners("nobody")) == list(directory.owners("f.9.9")) == []
 
 
 async def test_a_place_is_live_while_one_of_its_servers_is() -> None:
@@ -67,8 +79,10 @@ def test_a_note_holds_any_children_in_its_bounds(children: set[int]) -> None:
 
 
 def test_what_cannot_be_announced_is_refused() -> None:
-    """A coordinate beyond the note; a name that is no place is simply not on a grid."""
-    assert grid_topics(["prose"]) == {}
+    """A coordinate beyond the note, or a name too long for a topic."""
+    assert grid_topics(["prose"]) == {"expert:prose": b""}
+    with pytest.raises(ValueError, match="too long"):
+        grid_topics(["x" * 58])
     assert list(grid_topics(["f.7"])) == ["grid:f."]
     assert list(grid_topics(["f.1.2.3"])) == ["grid:f.1.", "grid:f.1.2."]
     with pytest.raises(ValueError, match="coordinates"):

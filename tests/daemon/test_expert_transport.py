@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from moed.daemon.expert_transport import ThreadTransport
 from moed.models.errors import NoAnswer, RowsUnanswered
@@ -88,3 +89,27 @@ def test_a_closed_transport_answers_with_the_reason(tmp_path: Path) -> None:
             RemoteExpert(transport, "x")(torch.zeros(2, WIDTH))
     finally:
         server.stop()
+
+
+def test_features_and_classes_are_learned_over_the_network(tmp_path: Path) -> None:
+    """One owner's features, another's classes: both learn from one loss until every row is told apart; a wrong idea of
+    the answer's width is an answer that nobody gave."""
+    encoder = make_layer(tmp_path, "pixels", kind="encoder")
+    classifier = make_layer(tmp_path, "digits", kind="classifier", classes=3)
+    nodes = [ServerThread(1, encoder), ServerThread(2, classifier)]
+    try:
+        with ThreadTransport(identity_of(9), NETWORK_ID, [node.place for node in nodes]) as transport:
+            model = nn.Sequential(RemoteExpert(transport, "pixels"), RemoteExpert(transport, "digits", out_features=3))
+            torch.manual_seed(4)
+            x, target = torch.randn(12, WIDTH, requires_grad=True), torch.arange(12) % 3
+            before = nn.functional.nll_loss(model(x), target).item()
+            for _ in range(40):
+                torch.autograd.backward(nn.functional.nll_loss(model(x), target))
+            assert nn.functional.nll_loss(model(x), target).item() < before / 2
+            assert torch.equal(model(x).argmax(dim=1), target)
+            with pytest.raises(RowsUnanswered, match="strange_answer"):
+                RemoteExpert(transport, "digits")(x)
+    finally:
+        for node in nodes:
+            node.stop()
+    assert encoder.training_steps == classifier.training_steps == 40

@@ -124,6 +124,33 @@ def test_another_layers_checkpoint_is_set_aside(tmp_path: Path) -> None:
     assert (tmp_path / "x.ckpt.corrupt").exists()
 
 
+def test_features_have_one_scale_and_classes_are_chances(tmp_path: Path) -> None:
+    """Whatever the scale of what comes in: features have mean 0 and variance 1, and chances sum to one."""
+    encoder = open_layer(LayerSpec(name="e", layer="encoder", width=WIDTH), tmp_path, 1)
+    classifier = open_layer(LayerSpec(name="c", layer="classifier", width=WIDTH, classes=3), tmp_path, 1)
+    assert (encoder.info.kind, classifier.info.kind) == ("features", "classify")
+    assert classifier.info.output_shape == (3,)
+    for scale in (0.1, 100.0):
+        features = encoder.forward(scale * ROWS)
+        assert features.shape == ROWS.shape
+        assert np.allclose(features.mean(axis=1), 0, atol=1e-5)
+        assert np.allclose(features.var(axis=1), 1, atol=0.05)
+        log_probs = classifier.forward(features)
+        assert log_probs.shape == (5, 3)
+        assert np.allclose(np.exp(log_probs).sum(axis=1), 1, atol=1e-5)
+    classifier.save()
+    other = open_layer(LayerSpec(name="c", layer="classifier", width=WIDTH, classes=4), tmp_path, 1)
+    assert other.forward(ROWS).shape == (5, 4)
+    assert (tmp_path / "c.ckpt.corrupt").exists(), "the weights of three classes are not those of four"
+
+
+@pytest.mark.parametrize(("kind", "classes"), [("classifier", 0), ("ffn", 3)])
+def test_classes_go_with_a_classifier_alone(tmp_path: Path, kind: str, classes: int) -> None:
+    """Both ways around it is refused, by name."""
+    with pytest.raises(ModelRefused, match="classes"):
+        open_layer(LayerSpec(name="c", layer=kind, width=WIDTH, classes=classes), tmp_path, 1)
+
+
 def test_an_unknown_layer_is_refused(tmp_path: Path) -> None:
     """By name, before anything is built."""
     with pytest.raises(ModelRefused):

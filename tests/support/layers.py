@@ -17,9 +17,11 @@ from support.peering import Running, running
 WIDTH = 8
 
 
-def make_layer(folder: Path, name: str, *, kind: str = "ffn", rate: float = 1e-2, max_rows: int = 64) -> HostedLayer:
+def make_layer(
+    folder: Path, name: str, *, kind: str = "ffn", rate: float = 1e-2, max_rows: int = 64, classes: int = 0
+) -> HostedLayer:
     """A small layer; its weights depend on its name alone."""
-    spec = LayerSpec(name=name, layer=kind, width=WIDTH, max_rows=max_rows, learning_rate=rate)
+    spec = LayerSpec(name=name, layer=kind, width=WIDTH, classes=classes, max_rows=max_rows, learning_rate=rate)
     return open_layer(spec, folder, seed=sum(name.encode()))
 
 
