@@ -82,6 +82,11 @@ class Books(Database):
         except sqlite3.DatabaseError as error:
             raise self._failure("write", error) from error
 
+    def last_step(self) -> bytes | None:
+        """The latest proof of the validators, if there is one. Raises `StoreFailed`."""
+        row = self._one("SELECT proof FROM steps ORDER BY height DESC LIMIT 1")
+        return bytes(row[0]) if row else None
+
     def steps(self, start: int, spacing: int, limit: int, max_bytes: int) -> list[bytes]:
         """Up to ``limit`` proofs that follow on each other ``spacing`` blocks apart, from height ``start`` on.
 

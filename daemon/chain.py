@@ -234,6 +234,8 @@ class Chain:
 
     async def run(self, peers: Sessions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Decide and follow until cancelled. Raises `StoreFailed` when a block cannot be kept: then the node stops."""
+        if self._shelf is not None:
+            await self._shelf.after_block(self.head, is_latest=False)  # a crash may have come between
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._gossip.run, peers)

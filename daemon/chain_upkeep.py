@@ -107,6 +107,7 @@ def _append(store: Store, head: Head, row: _Row, path: Path) -> None:
         ) from error
     store.append(executed, row.commit)
     head.advance(executed, row.commit)
+    store.keep_step(head)
 
 
 def _advance(head: Head, block: Block, commit: Commit, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from .errors import ConfigError, StoreFailed
+from .errors import ChainFileError, ConfigError, StoreFailed
 from .plain_errors import plain_errors
 
 if TYPE_CHECKING:
@@ -192,6 +192,28 @@ def validators(home: Path) -> None:
 
     with _opened(home) as store:
         click.echo(_as_json(validators_file(store.load_head())))
+
+
+@chain.command()
+@home_option
+@plain_errors
+def checkpoint(home: Path) -> None:
+    """Print the last block of the last epoch, as [chain] checkpoint of another node's configuration takes it.
+
+    Whoever gives it to you is believed. Take it from a node that you trust, within the network's unbonding time.
+
+    \b
+    moed chain checkpoint --home ~/.moed
+    """
+    from moed.consensus.proofs import MAX_PROOF_BYTES, StateProof
+    from moed.protocol.codec import decode_record
+
+    with _opened(home) as store:
+        step = store.last_step()
+        if step is None:
+            raise ChainFileError("no epoch has ended on this chain yet", "wait for the end of the first one")
+    header = decode_record(step, StateProof, max_bytes=MAX_PROOF_BYTES).header
+    click.echo(f"{header.height}:{header.hash.hex()}")
 
 
 @chain.command()

@@ -19,6 +19,7 @@ from .config_check import Complaints, split_address
 from .config_example import write_default
 from .config_sections import (
     DEFAULT_PORT,
+    ChainSection,
     ComputeSection,
     ExpertSection,
     GradientsSection,
@@ -35,6 +36,7 @@ from .places import CONFIG_FILE, DATABASE_FILE, GENESIS_FILE, KEY_FILE, expand, 
 
 __all__ = [
     "DEFAULT_PORT",
+    "ChainSection",
     "ComputeSection",
     "Config",
     "ExpertSection",
@@ -57,6 +59,7 @@ class Config:
     home: Path
     socket_path: Path
     node: NodeSection
+    chain: ChainSection
     log: LogSection
     compute: ComputeSection
     limits: LimitsSection

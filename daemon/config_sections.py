@@ -75,8 +75,8 @@ class ChainSection(_Section, frozen=True, kw_only=True):
         Annotated[str, Meta(pattern="^[1-9][0-9]{0,17}:[0-9a-f]{64}$")] | None,
         Meta(
             **_key(
-                "the last block of a late epoch, from somebody you trust (`moed chain checkpoint`): no chain with another "
-                "block there is followed",
+                "the last block of a late epoch, from somebody you trust (`moed chain checkpoint`): no chain with "
+                "another block there is followed",
                 '"HEIGHT:HASH"',
             )
         ),

@@ -45,6 +45,16 @@ class Home:
         return self.key.with_name("work.next.key")
 
     @property
+    def snapshots(self) -> Path:
+        """The states at the end of the last epochs, which this node gives to those who begin late."""
+        return self.folder / "snapshots"
+
+    @property
+    def incoming(self) -> Path:
+        """The pieces of a snapshot on their way here; gone when the chain has begun."""
+        return self.folder / "incoming"
+
+    @property
     def genesis(self) -> Path:
         return self.folder / places.GENESIS_FILE
 

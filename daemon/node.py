@@ -47,6 +47,8 @@ from .receipts import ReceiptBook
 from .roles import Role, Surroundings, take_role
 from .settings import Settings
 from .signer import Signer
+from .snapshot_shelf import Shelf
+from .snapshot_sync import SnapshotSync, checkpoint_of
 from .store import Store
 from .supervise import forever, heed_signals
 from .views import NodeView, peer_class
@@ -144,7 +146,18 @@ class Node:
     def _open_chain(self, store: Store) -> Chain:
         head = store.load_head()
         signer = Signer(self._identity, head.network_id, FileJournal(self._home.signed))
-        return Chain(head, store, self._identity, signer, now_ms=now_ms)
+        checkpoint = checkpoint_of(self.config.chain.checkpoint, head.params)
+        begins_late = self.config.chain.sync == "snapshot"
+        return Chain(
+            head,
+            store,
+            self._identity,
+            signer,
+            now_ms=now_ms,
+            shelf=Shelf(store, self._home.snapshots),
+            snapshots=SnapshotSync(store, self._home.incoming, checkpoint=checkpoint) if begins_late else None,
+            checkpoint=checkpoint,
+        )
 
     async def _run_rings(
         self, chain: Chain, store: Store, listener: trio.SocketListener, udp: trio.socket.SocketType

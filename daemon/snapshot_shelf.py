@@ -18,7 +18,6 @@ from msgspec import Meta
 
 from moed.consensus.blocks import Commit, Header
 from moed.consensus.snapshots import MAX_PIECES
-from moed.consensus.state import VALIDATORS_KEY
 from moed.consensus.transition import Head
 from moed.protocol.codec import Record, convert_record, encode_record
 from moed.protocol.identity import NodeId
@@ -61,7 +60,7 @@ class _Pinned:
 
 
 class Shelf:
-    """Keeps the newest snapshots in ``folder``. `run` it, call `after_block` for each block, and give out `handlers`."""
+    """Keeps the newest snapshots in ``folder``. `run` it, call `after_block` for each block, give out `handlers`."""
 
     def __init__(self, store: Store, folder: Path, *, run_blocking: RunBlocking = trio.to_thread.run_sync) -> None:
         self._store = store
@@ -96,8 +95,7 @@ class Shelf:
         """
         if head.header is None or head.height % self._tempo:
             return
-        step = encode_record(head.prove(VALIDATORS_KEY))
-        await self._run_blocking(self._store.keep_steps, [(head.height, step)])
+        await self._run_blocking(self._store.keep_step, head)
         if is_latest:
             pinned = _Pinned(head.header, head.commit, await self._run_blocking(PinnedState, self._store.path))
             try:

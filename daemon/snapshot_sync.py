@@ -18,6 +18,7 @@ import trio
 
 from moed.consensus.errors import RuleBroken
 from moed.consensus.light import Checkpoint, LightChain
+from moed.consensus.params import ChainParams
 from moed.consensus.proofs import StateProof
 from moed.consensus.snapshots import MAX_PIECE_BYTES, Manifest, head_from, piece_hash
 from moed.consensus.state import ValidatorSet
@@ -26,7 +27,7 @@ from moed.protocol.codec import decode_record
 from moed.protocol.errors import Malformed, RemoteProtocolError
 from moed.protocol.identity import node_id_of
 
-from .errors import StoreFailed
+from .errors import ConfigError, StoreFailed
 from .gossip import Session
 from .network.errors import AnswerTooLarge, CallError, RemoteRefusal
 from .store import Store
@@ -49,6 +50,19 @@ MAX_ANSWER_BYTES = 1 << 21
 BUSY_PAUSE_S = 0.25
 MAX_BUSY = 240
 """How often a peer may say that it is busy before it counts as one that gives nothing: a minute."""
+
+
+def checkpoint_of(text: str | None, params: ChainParams) -> Checkpoint | None:
+    """The checkpoint in a configuration, if there is one. Raises `ConfigError` if it is not at the end of an epoch."""
+    if text is None:
+        return None
+    checkpoint = Checkpoint.parse(text)
+    if checkpoint.height % params.tempo:
+        raise ConfigError(
+            f"the checkpoint in block {checkpoint.height} is not at the end of an epoch of {params.tempo} blocks",
+            "take what `moed chain checkpoint` prints on a node that you trust",
+        )
+    return checkpoint
 
 
 @dataclass(frozen=True, slots=True)

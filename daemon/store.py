@@ -12,7 +12,7 @@ from contextlib import closing
 
 from moed.consensus.blocks import GENESIS_COMMIT, Block, Commit, Header, decode_block, decode_commit
 from moed.consensus.errors import RuleBroken
-from moed.consensus.state import State, decode_state_record
+from moed.consensus.state import VALIDATORS_KEY, State, decode_state_record
 from moed.consensus.transition import Executed, Head
 from moed.protocol.codec import decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
@@ -171,6 +171,14 @@ class Store(Books):
                     self._keep_epoch(executed.closed, block.height)
         except sqlite3.DatabaseError as error:
             raise self._failure("write", error) from error
+
+    def keep_step(self, head: Head) -> None:
+        """Where ``head`` ends an epoch, keep the proof of its validators for those who follow them without the blocks.
+
+        Raises `StoreFailed`.
+        """
+        if head.height and head.height % head.params.tempo == 0:
+            self.keep_steps([(head.height, encode_record(head.prove(VALIDATORS_KEY)))])
 
     def encoded_blocks(self, start: int, limit: int, max_bytes: int | None = None) -> list[tuple[bytes, bytes]]:
         """Up to ``limit`` blocks from height ``start`` on, each with its commit, as stored.
