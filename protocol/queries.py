@@ -224,5 +224,5 @@ def fit_neighbors(neighbors: Sequence[tuple[bytes, str, int]], budget_bytes: int
 def _decode(decoder: msgspec.msgpack.Decoder[_T], payload: bytes | msgspec.Raw) -> _T:
     try:
         return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a datagram has room for 1,000 levels
         raise Malformed(f"the message does not parse: {error}") from error

@@ -39,7 +39,7 @@ def test_a_question_round_trips(message_id: bytes, query: Query) -> None:
     assert isinstance(arguments, list)
 
 
-@pytest.mark.parametrize(
+decoders = pytest.mark.parametrize(
     "decode",
     [
         lambda data: queries.decode_query(queries.split_body(data).payload),
@@ -51,11 +51,24 @@ def test_a_question_round_trips(message_id: bytes, query: Query) -> None:
         queries.decode_seen_from,
     ],
 )
+
+
+@decoders
 @given(data=st.binary(max_size=1200))
 def test_any_bytes_give_a_value_or_a_typed_error(decode: Callable[[bytes], object], data: bytes) -> None:
     """No decoder raises anything but `RemoteProtocolError`."""
     with contextlib.suppress(RemoteProtocolError):
         decode(data)
+
+
+@decoders
+@pytest.mark.parametrize("begin", [b"", b"\x92\xa4ping", b"\x81\xa1z"], ids=["bare", "question", "unknown field"])
+def test_nesting_as_deep_as_a_datagram_holds_gives_a_typed_error(
+    decode: Callable[[bytes], object], begin: bytes
+) -> None:
+    """An answer that a search reads in its own task must not end the node by a `RecursionError`."""
+    with pytest.raises(RemoteProtocolError):
+        decode(begin + b"\x91" * 1_200)
 
 
 @pytest.mark.parametrize("bomb", [b"\x91" * 1190, b"\xdd\xff\xff\xff\xff", b"\x81\xa0" * 500])
