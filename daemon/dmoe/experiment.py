@@ -40,7 +40,7 @@ def dmoe(*, seeds: int, nodes: Sequence[int], say: Say) -> dict[str, Any]:
     say(f"recovered after {max(one['recovered_after_s'] for one in deaths):.1f} s at most")
     searches = []
     for count in nodes:
-        searches.append(find_experts(count, SEARCHES, 0))
+        searches.append(find_experts(count, SEARCHES, 0, say))
         say(f"search among {count} nodes: p50 {searches[-1]['widened']['p50_s']:.3f} s")
     found = {"convergence": runs, "throughput": speeds, "deaths": deaths, "search": searches}
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,10 +70,11 @@ class _Counted:
         return self._clock.wait(lambda: self._directory.live(prefixes))
 
 
-def find_experts(nodes: int, searches: int, seed: int) -> dict[str, Any]:
+def find_experts(nodes: int, searches: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """``searches`` cold searches in a network of ``nodes``.
 
-    Each with a beam that is widened until nothing better can be missing, and again with one that never is.
+    Each is measured twice: with the beam that it starts with, and once that beam was widened until nothing better can
+    be missing.
     """
     clock = VirtualClock()
     size = math.ceil(math.sqrt(nodes / FILLED))
@@ -87,15 +88,14 @@ def find_experts(nodes: int, searches: int, seed: int) -> dict[str, Any]:
             clock.clock.autojump_threshold = 0.0
             dhts = await _grow(nursery, network, nodes, seed)
             places = random.Random(f"places {seed}").sample(range(grid.places), nodes)  # noqa: S311  # repeatable
+            say(f"{nodes} nodes have joined, {trio.current_time():.0f} s of virtual time")
             await _announce(dhts, [grid.name(place) for place in places])
+            say(f"{nodes} experts are announced on a grid of {size} x {size}")
             draw = np.random.default_rng(seed)
             for _ in range(searches):
                 scores = [torch.from_numpy(draw.standard_normal((1, size), dtype=np.float32)) for _ in grid.sizes]
                 seeker = dhts[int(draw.integers(nodes))]
-                for kind, into in found.items():
-                    await _search_once(
-                        clock, seeker, grid, scores, places, MAX_ROUNDS if kind == "widened" else 1, into
-                    )
+                await _search_once(clock, seeker, grid, scores, places, found)
             nursery.cancel_scope.cancel()
 
     with same_schedule(seed):
@@ -110,15 +110,22 @@ async def _search_once(
     grid: Grid,
     scores: list[torch.Tensor],
     places: list[int],
-    max_rounds: int,
-    into: Searches,
+    found: Mapping[str, Searches],
 ) -> None:
+    """One search, noted after its first round as that of a fixed beam, and when it ends as that of a widened one.
+
+    The second call goes through the first round again without a question, for the directory remembers its answers.
+    """
     directory = _Counted(clock, seeker)
     began_s = trio.current_time()
-    best = await clock.compute(search, scores, grid, K_BEST, directory.look_up, width=BEAM_WIDTH, max_rounds=max_rounds)
-    into.times_s.append(trio.current_time() - began_s)
-    into.looked_up.append(len(directory.asked))
-    into.recalls.append(_recall(best.picked[0], scores, places))
+    for kind, max_rounds in (("fixed", 1), ("widened", MAX_ROUNDS)):
+        best = await clock.compute(
+            search, scores, grid, K_BEST, directory.look_up, width=BEAM_WIDTH, max_rounds=max_rounds
+        )
+        into = found[kind]
+        into.times_s.append(trio.current_time() - began_s)
+        into.looked_up.append(len(directory.asked))
+        into.recalls.append(_recall(best.picked[0], scores, places))
 
 
 async def _grow(nursery: trio.Nursery, network: VirtualNetwork, count: int, seed: int) -> list[Dht]:

@@ -47,7 +47,7 @@ def test_batches_under_way_hide_the_delay() -> None:
 
 def test_a_cold_search_finds_the_best_experts() -> None:
     """In a small network of real DHT nodes a beam that is widened is exact, within a few round trips."""
-    found = find_experts(14, 6, 3)
+    found = find_experts(14, 6, 3, lambda _text: None)
     assert found["widened"]["recall"] == 1.0
     assert found["fixed"]["recall"] >= 0.5
     assert 0 < found["widened"]["p50_s"] < 1.0
