@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import structlog
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from moed.consensus.state import read_neurons, stake_behind
 from moed.protocol.codec import Record, convert_record
+from moed.protocol.errors import Malformed, RemoteProtocolError
 from moed.protocol.experts import longest_text_answer
 from moed.protocol.identity import NodeId
 
@@ -23,7 +25,7 @@ from .network.errors import CallError
 from .network.peers import Peers
 
 logger = structlog.get_logger()
-
+T = TypeVar("T")
 
 MAX_PIECE_BYTES = 4 << 10
 """One byte of a continuation, or one row, with the shares of everybody who had a part in it."""
@@ -51,30 +53,31 @@ class ForwardedMixture:
     ) -> AsyncIterator[dict[str, Any]]:
         """Forward to a validator; its pieces come back together. Raises `ControlRefused` if there is none."""
         body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
-        answer = await self._call("mixture.complete", body, (), max_bytes * MAX_PIECE_BYTES + SMALL_ANSWER_BYTES)
-        for piece in convert_record({"pieces": answer.body}, _Pieces).pieces:
+        longest = max_bytes * MAX_PIECE_BYTES + SMALL_ANSWER_BYTES
+        for piece in await self._ask("mixture.complete", body, (), longest, _pieces_of):
             yield {"text": piece.text, "experts": piece.experts}
 
     async def forward(self, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
-        """Forward to a validator. Raises `ControlRefused` if there is none, or none that answers in shape."""
+        """Forward to a validator. Raises `ControlRefused` if there is none."""
         longest = longest_text_answer((len(inputs), 1)) + len(inputs) * MAX_PIECE_BYTES
-        answer = await self._call("mixture.forward", None, (inputs,), longest)
-        shares = convert_record({"rows": answer.body}, _Shares).rows
-        if [one.shape for one in answer.tensors] != [(len(inputs), 256)] or len(shares) != len(inputs):
-            raise ControlRefused(502, "bad_answer", "the validator's answer has another shape", "try again")
-        return np.asarray(answer.tensors[0], dtype=np.float32), list(shares)
+        return await self._ask("mixture.forward", None, (inputs,), longest, partial(_rows_of, len(inputs)))
 
-    async def _call(self, method: str, body: Any, tensors: Sequence[NDArray[Any]], longest_bytes: int) -> Reply:
-        """Ask validators in order of stake until one answers. Raises `ControlRefused` if none does."""
+    async def _ask(
+        self, method: str, body: Any, tensors: Sequence[NDArray[Any]], longest_bytes: int, read: Callable[[Reply], T]
+    ) -> T:
+        """What the first of the validators, in order of stake, answers that ``read`` understands.
+
+        Raises `ControlRefused` if none does.
+        """
         for node_id, _ in sorted(self._validators(), key=lambda one: -one[1]):
             peer = self._peers.get(node_id)
             if peer is None:
                 continue
             try:
-                return await peer.call(
-                    method, body, tensors, deadline_s=self._deadline_s, max_answer_bytes=longest_bytes
+                return read(
+                    await peer.call(method, body, tensors, deadline_s=self._deadline_s, max_answer_bytes=longest_bytes)
                 )
-            except CallError as error:
+            except (CallError, RemoteProtocolError) as error:
                 logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
         raise ControlRefused(
             503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
@@ -110,3 +113,16 @@ class _Shares(Record, frozen=True, kw_only=True):
 
 class _Pieces(Record, frozen=True, kw_only=True):
     pieces: tuple[_Piece, ...]
+
+
+def _pieces_of(reply: Reply) -> tuple[_Piece, ...]:
+    """The pieces of a continuation. Raises `Malformed`."""
+    return convert_record({"pieces": reply.body}, _Pieces).pieces
+
+
+def _rows_of(count: int, reply: Reply) -> tuple[NDArray[np.float32], list[dict[str, float]]]:
+    """Log-probabilities [B, 256] and shares for so many rows. Raises `Malformed`."""
+    shares = convert_record({"rows": reply.body}, _Shares).rows
+    if [one.shape for one in reply.tensors] != [(count, 256)] or len(shares) != count:
+        raise Malformed(f"an answer for {count} rows has another shape")
+    return np.asarray(reply.tensors[0], dtype=np.float32), list(shares)

@@ -266,9 +266,7 @@ class Validator:
 
     async def _serve_forward(self, call: Call) -> Reply:
         """A forward of the mixture for a peer that has no gate of its own, with the bounds of completions."""
-        inputs = call.tensors[0] if len(call.tensors) == 1 else None
-        if inputs is None or inputs.dtype != np.uint8 or inputs.ndim != 2 or not 1 <= len(inputs) <= MAX_FORWARD_ROWS:
-            raise Refused("bad_tensor", f"inputs are one uint8 tensor [B, T] of at most {MAX_FORWARD_ROWS} rows")
+        inputs = _rows_of(call)
         with self._completing_for(call.peer.node_id):
             try:
                 log_probs, shares = await self.forward(inputs)
@@ -280,10 +278,8 @@ class Validator:
         """The mixture as an expert called `MIXTURE`: log-probabilities [B, T, 256], with the bounds of completions."""
         if convert_record(call.body, ForwardRequest).expert != MIXTURE:
             raise Refused("unknown_expert", f"a validator serves one expert, {MIXTURE!r}")
-        inputs = call.tensors[0] if len(call.tensors) == 1 else None
-        if inputs is None or inputs.dtype != np.uint8 or inputs.ndim != 2 or not 1 <= len(inputs) <= MAX_FORWARD_ROWS:
-            raise Refused("bad_tensor", f"inputs are one uint8 tensor [B, T] of at most {MAX_FORWARD_ROWS} rows")
-        if not 1 <= inputs.shape[1] <= self._brain.config.length:
+        inputs = _rows_of(call)
+        if inputs.shape[1] > self._brain.config.length:
             raise Refused("bad_tensor", f"rows are 1 to {self._brain.config.length} bytes here")
         with self._completing_for(call.peer.node_id):
             try:
@@ -317,6 +313,16 @@ class Validator:
         except ControlRefused as error:
             raise Refused(error.code, error.message) from error
         return Reply(pieces)
+
+
+def _rows_of(call: Call) -> Tokens:
+    """The rows [B, T] that a call is about. Raises `Refused`."""
+    inputs = call.tensors[0] if len(call.tensors) == 1 else None
+    if inputs is None or inputs.dtype != np.uint8 or inputs.ndim != 2 or not 1 <= len(inputs) <= MAX_FORWARD_ROWS:
+        raise Refused("bad_tensor", f"inputs are one uint8 tensor [B, T] of at most {MAX_FORWARD_ROWS} rows")
+    if inputs.shape[1] < 1:
+        raise Refused("bad_tensor", "there is no byte to go on from in rows of no bytes")
+    return inputs
 
 
 def _by_text(shares: Mapping[int, float]) -> dict[str, float]:
