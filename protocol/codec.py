@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections import deque
 from collections.abc import Collection
 from io import BytesIO
 from typing import Any, TypeVar
@@ -127,13 +126,16 @@ def check_item(data: memoryview, at: int = 0, *, max_depth: int = MAX_DEPTH, tag
 
 class _Seen:
     """Short items that `check_item` let pass lately. An item of CBOR is the beginning of no other item, so bytes that
-    begin with one of these begin with that item."""
+    begin with one of these begin with that item.
+
+    Threads decode too: the lengths, which a reader walks over, are replaced and never changed, so nobody needs a lock.
+    """
 
     MAX_ITEMS, MAX_BYTES, MAX_LENGTHS = 512, 256, 8
 
     def __init__(self) -> None:
         self._items: set[bytes] = set()
-        self._lengths: deque[int] = deque(maxlen=self.MAX_LENGTHS)
+        self._lengths: tuple[int, ...] = ()
 
     def end(self, data: memoryview, at: int) -> int | None:
         """The offset after the item at ``at`` if it is known."""
@@ -150,7 +152,7 @@ class _Seen:
             self._items.clear()
         self._items.add(bytes(item))
         if len(item) not in self._lengths:
-            self._lengths.append(len(item))
+            self._lengths = (*self._lengths, len(item))[-self.MAX_LENGTHS :]
 
 
 _seen = _Seen()

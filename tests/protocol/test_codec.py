@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cbor2
@@ -177,3 +179,20 @@ def test_records_take_their_own_fields_and_types_alone(value: Any) -> None:
     """No field without a default is missing, none is unknown, and nothing is converted between types."""
     with pytest.raises(Malformed):
         decode_record(encode(value), Sample)
+
+
+def test_threads_decode_beside_each_other() -> None:
+    """Blocks are parsed in worker threads while the event loop parses votes: what is remembered is shared by them."""
+
+    def walk_many(thread: int) -> None:
+        for number in range(6_000):
+            item = memoryview(encode(bytes([thread]) + number.to_bytes(2, "big") + bytes(7 * number % 199)))
+            assert check_again(item) == len(item)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(walk_many, range(4)))
+    finally:
+        sys.setswitchinterval(before)
