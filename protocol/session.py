@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .aead import TAG_BYTES
 from .buffer_pool import new_buffer
+from .control_queue import ControlQueue
 from .errors import LocalProtocolError, Malformed, RemoteProtocolError, Unexpected
 from .frames import (
     Data,
@@ -27,7 +28,6 @@ from .frames import (
     ResetCode,
     Role,
     Window,
-    encode_frame,
     read_frames,
 )
 from .handshake import MAX_HANDSHAKE_BYTES, SecureHandshake, SessionLimits
@@ -57,12 +57,6 @@ if TYPE_CHECKING:
     from .handshake import Secured
     from .identity import Identity, NodeId
     from .session_events import Event, NeedData
-
-# A block leaves room for an OPEN frame beside its control frames.
-_CONTROL_BYTES_PER_BLOCK = 32 << 10
-# Control frames that pile up because the peer sends but does not read.
-_MAX_CONTROL_BYTES = 64 << 10
-_MAX_WAITING_PONGS = 16
 
 
 @dataclass(slots=True)
@@ -113,9 +107,7 @@ class Session:
         self._calls: dict[int, _Asked] = {}
         self._serving: dict[int, Priority] = {}  # the peer's whole requests without a whole response of ours
         self._next_stream = 1 if is_initiator else 2
-        self._control: deque[bytes] = deque()
-        self._control_bytes = 0
-        self._waiting_pongs = 0
+        self._control = ControlQueue()
         self._has_said_goodbye = False
         self._has_heard_goodbye = False
         self._events: deque[Event] = deque()
@@ -257,17 +249,17 @@ class Session:
         self._outbox.release(stream)
         never_opened = was_call and unsent is not None and not unsent.is_opened
         if was_known and not never_opened:
-            self._put_control(Reset(stream, code))
+            self._control.put(Reset(stream, code))
 
     def ping(self, token: int) -> None:
         """Ask for a `PongReceived` with this 64-bit token."""
-        self._put_control(Ping(token))
+        self._control.put(Ping(token))
 
     def goodbye(self, code: GoodbyeCode) -> None:
         """Open nothing more from here on; streams that are open may still end."""
         if self._peer is not None and not self._has_said_goodbye:
             self._has_said_goodbye = True
-            self._put_control(Goodbye(code))
+            self._control.put(Goodbye(code))
 
     def data_to_send(self, now_s: float) -> list[Buffer]:
         """The next buffers to send, in order; empty when there is nothing to send now.
@@ -300,13 +292,9 @@ class Session:
     # -- sealing ---------------------------------------------------------------------------------------------------
 
     def _next_block(self, outbox: Outbox, now_s: float) -> tuple[bytearray, list[memoryview]]:
-        block = bytearray()
-        while self._control and len(block) < _CONTROL_BYTES_PER_BLOCK:
-            block += self._control.popleft()
-        self._control_bytes = max(self._control_bytes - len(block), 0)
+        block = self._control.take_block()
         if self._control:  # a reset must not be overtaken by the request that uses its room
             return block, []
-        self._waiting_pongs = 0
         filled = outbox.fill(block, now_s)
         for message in filled.sent:
             if message.role is Role.REQUEST and message.stream in self._calls:
@@ -334,11 +322,6 @@ class Session:
             send.encrypt_into(out[at : at + size], part)
             at += size
         return out[:total]
-
-    def _put_control(self, frame: Frame) -> None:
-        encoded = encode_frame(frame)
-        self._control.append(encoded)
-        self._control_bytes += len(encoded)
 
     # -- parsing ---------------------------------------------------------------------------------------------------
 
@@ -391,7 +374,7 @@ class Session:
         peer.receive.decrypt_into(incoming.buffer[incoming.received : incoming.received + size], message)
         credit = self._inbox.take(incoming, size)
         if credit:
-            self._put_control(Window(incoming.stream, credit))
+            self._control.put(Window(incoming.stream, credit))
         if incoming.missing == 0:
             self._deliver(incoming)
 
@@ -399,7 +382,7 @@ class Session:
         plaintext = peer.receive.decrypt(message)
         for frame in read_frames(memoryview(plaintext)):
             self._take_frame(frame)
-        if self._control_bytes > _MAX_CONTROL_BYTES or self._waiting_pongs > _MAX_WAITING_PONGS:
+        if self._control.is_overfull:
             raise Unexpected("the peer asks for more than it reads")
 
     def _take_frame(self, frame: Frame) -> None:
@@ -414,8 +397,7 @@ class Session:
             case Reset():
                 self._take_reset(frame)
             case Ping():
-                self._waiting_pongs += 1
-                self._put_control(Pong(frame.token))
+                self._control.put(Pong(frame.token))
             case Pong():
                 self._events.append(PongReceived(frame.token))
             case Goodbye():
@@ -438,7 +420,7 @@ class Session:
         elif self._is_ours(frame.stream):
             raise Unexpected(f"the peer opened stream {frame.stream}, which is not its to open")
         elif self._has_said_goodbye and frame.role is Role.REQUEST:
-            self._put_control(Reset(frame.stream, ResetCode.GOING_AWAY))
+            self._control.put(Reset(frame.stream, ResetCode.GOING_AWAY))
             return
         incoming = self._inbox.open(frame)
         if isinstance(incoming, ResetCode):
@@ -447,7 +429,7 @@ class Session:
             self._deliver(incoming)
 
     def _refuse_open(self, frame: Open, code: ResetCode) -> None:
-        self._put_control(Reset(frame.stream, code))
+        self._control.put(Reset(frame.stream, code))
         if frame.role is Role.RESPONSE:
             self._end_call(frame.stream, code, is_local=True)
 

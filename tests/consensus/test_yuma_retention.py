@@ -7,6 +7,7 @@ generator of random numbers, so a mean over seeds is compared, within the spread
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,12 @@ SPREAD = 0.006  # of honest emission between these means and the published draw;
 SPREAD_AT_HALF = 0.02  # near an even split single validators decide: one draw's deviation is 0.009; seen: 0.015
 
 
+@cache
+def games(honest_stake: float, rules: GameRules) -> list[TeamGame]:
+    """The draws that every vertex of a line is played with."""
+    return [TeamGame(seed, honest_stake, rules) for seed in range(SEEDS)]
+
+
 def mean_emission(honest_stake: float, x: float, y: float, params: dict[str, float]) -> float:
     rules = GameRules(
         sigma=params["weight_stddev"],
@@ -31,8 +38,7 @@ def mean_emission(honest_stake: float, x: float, y: float, params: dict[str, flo
         beta=params["bonds_penalty"],
         xi=params["validator_share_xi"],
     )
-    games = [TeamGame(seed, honest_stake, rules) for seed in range(SEEDS)]
-    return float(np.mean([game.play(x, max(y, 0.0)) for game in games]))
+    return float(np.mean([game.play(x, max(y, 0.0)) for game in games(honest_stake, rules)]))
 
 
 def sampled(contour: list[list[list[float]]]) -> list[list[float]]:

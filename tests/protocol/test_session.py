@@ -420,7 +420,7 @@ def test_endless_resets_without_reading_are_bounded() -> None:
         inject(pair, *[request(2 * number + 1, size=100_000) for number in range(500)])
     with pytest.raises(Unexpected):
         drain(pair.bob)
-    assert pair.bob._control_bytes < 80_000
+    assert pair.bob._control._bytes < 80_000
 
 
 class _Fuzzed:
