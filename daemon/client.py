@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from .errors import DaemonRefused, DaemonUnreachable
+from .http_reply import BadReply, HttpReply
 from .places import MAX_SOCKET_PATH_BYTES
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 << 20
+OK = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,6 @@ class ServerEvent:
     name: str
     number: int | None
     data: Any
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """`HTTPConnection` that dials a path."""
-
-    def __init__(self, path: Path, timeout_s: float | None) -> None:
-        super().__init__("localhost", timeout=CONNECT_TIMEOUT_S)
-        self._path = path
-        self._answer_timeout_s = timeout_s
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(CONNECT_TIMEOUT_S)
-        self.sock.connect(os.fspath(self._path))
-        self.sock.settimeout(self._answer_timeout_s)
 
 
 class Client:
@@ -62,8 +48,8 @@ class Client:
 
     def get_text(self, path: str) -> str:
         """The text at ``path``, for what is no JSON: metrics."""
-        with self._request("GET", path, None, {}, self.timeout_s) as response:
-            return self._read(response).decode()
+        with self._request("GET", path, None, {}, self.timeout_s) as reply:
+            return self._read(reply).decode()
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that answers ``body``."""
@@ -74,62 +60,68 @@ class Client:
     ) -> Iterator[ServerEvent]:
         """The events at ``path`` as they come, until the daemon ends them. An event named error is raised."""
         headers = {"Accept": "text/event-stream"}
-        with self._request(method, _with_query(path, query), body, headers, None) as response:
-            for event in self._events(response):
+        with self._request(method, _with_query(path, query), body, headers, None) as reply:
+            for event in self._events(reply):
                 if event.name == "error":
                     raise _refused(event.data, 500)
                 yield event
 
     def _json(self, method: str, target: str, body: Mapping[str, Any] | None) -> Any:
-        with self._request(method, target, body, {}, self.timeout_s) as response:
-            data = self._read(response)
+        with self._request(method, target, body, {}, self.timeout_s) as reply:
+            data = self._read(reply)
         try:
             return json.loads(data)
         except ValueError as error:
             raise self._strange(f"what answers is no JSON: {error}") from error
 
+    @contextmanager
     def _request(
         self, method: str, target: str, body: Mapping[str, Any] | None, headers: dict[str, str], timeout_s: float | None
-    ) -> http.client.HTTPResponse:
-        """A response with a good status, to be closed by the caller."""
+    ) -> Iterator[HttpReply]:
+        """An answer with a good status, whose body may be read inside."""
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH_BYTES:
             raise self._unreachable(f"its path is longer than {MAX_SOCKET_PATH_BYTES} bytes")
-        connection = _UnixConnection(self.socket_path, timeout_s)
-        headers = {**headers, "Connection": "close"}  # then the end of the answer closes the socket too
-        data = None if body is None else json.dumps(body).encode()
-        if data is not None:
-            headers = {**headers, "Content-Type": "application/json"}
-        try:
-            response = _exchange(connection, method, target, data, headers)
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise self._unreachable(_reason(error)) from error
-        if response.status != http.client.OK:
-            with response:
-                refusal = self._read(response)
-            raise self._refusal(refusal, response.status)
-        return response
+        message = _encoded(method, target, headers, body)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            try:
+                connection.settimeout(CONNECT_TIMEOUT_S)
+                connection.connect(os.fspath(self.socket_path))
+                connection.settimeout(timeout_s)
+                with suppress(
+                    BrokenPipeError
+                ):  # the daemon has refused before it read all; its answer is there to read
+                    connection.sendall(message)
+                reply = HttpReply(connection.makefile("rb"))
+            except (OSError, BadReply) as error:
+                raise self._unreachable(_reason(error)) from error
+            try:
+                if reply.status != OK:
+                    raise self._refusal(self._read(reply), reply.status)
+                yield reply
+            finally:
+                reply.close()
 
-    def _read(self, response: http.client.HTTPResponse) -> bytes:
+    def _read(self, reply: HttpReply) -> bytes:
         try:
-            data = response.read(MAX_ANSWER_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
+            data = reply.read(MAX_ANSWER_BYTES)
+        except (OSError, BadReply) as error:
             raise self._unreachable(f"it broke off its answer: {_reason(error)}") from error
-        if len(data) > MAX_ANSWER_BYTES:
+        if data is None:
             raise self._strange(f"the answer is over {MAX_ANSWER_BYTES} bytes")
         return data
 
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[ServerEvent]:
+    def _events(self, reply: HttpReply) -> Iterator[ServerEvent]:
         """Server-sent events as the daemon writes them: each field once, data on one line."""
         fields: dict[str, str] = {}
+        lines = reply.lines()
         while True:
             try:
-                line = response.readline()
-            except (OSError, http.client.HTTPException) as error:
+                line = next(lines, None)
+            except (OSError, BadReply) as error:
                 raise self._unreachable(f"it broke off its answer: {_reason(error)}") from error
-            if not line:
+            if line is None:
                 return
-            text = line.decode().rstrip("\r\n")
+            text = line.decode()
             if text:
                 name, _, value = text.partition(":")
                 fields[name] = value.removeprefix(" ")
@@ -158,12 +150,14 @@ class Client:
         return DaemonUnreachable(f"{self.socket_path}: {reason}", "check what listens there")
 
 
-def _exchange(
-    connection: _UnixConnection, method: str, target: str, data: bytes | None, headers: Mapping[str, str]
-) -> http.client.HTTPResponse:
-    with suppress(BrokenPipeError):  # the daemon has refused before it read all; its answer is still there to read
-        connection.request(method, target, data, dict(headers))
-    return connection.getresponse()
+def _encoded(method: str, target: str, headers: Mapping[str, str], body: Mapping[str, Any] | None) -> bytes:
+    """A request whose answer ends the connection."""
+    data = b"" if body is None else json.dumps(body).encode()
+    lines = {"Host": "localhost", "Connection": "close", **headers}
+    if body is not None:
+        lines |= {"Content-Type": "application/json", "Content-Length": str(len(data))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + data
 
 
 def _refused(value: Any, status: int) -> DaemonRefused:
