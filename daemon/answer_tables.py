@@ -254,7 +254,7 @@ def dht_lookup_parts(lookup: Mapping[str, Any]) -> list[Table | Mapping[str, str
 
 def doctor_parts(health: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     """POST /v1/doctor."""
-    words = {True: "peers can dial this node", False: "peers CANNOT dial this node", None: "nobody could be asked"}
+    words = {True: "peers can dial this node", False: "peers CANNOT dial this node", None: "too few could be asked"}
     return [
         {
             "DHT contacts": str(health["contacts"]),

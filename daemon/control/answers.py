@@ -442,7 +442,7 @@ class FindingRow(_Answer, frozen=True, kw_only=True):
 
 
 class DoctorAnswer(_Answer, frozen=True, kw_only=True):
-    """How others reach this node; ``udp`` and ``tcp`` are null where nobody could be asked.
+    """How others reach this node; ``udp`` and ``tcp`` are null where fewer than two could be asked.
 
     ``clocks_ahead_s`` is how far the middle one of ``clocks`` contacts' clocks is ahead of this node's.
     """

@@ -376,7 +376,7 @@ class Dht:
     async def _knock_at_name(self, address: Address, is_open: trio.Event) -> None:
         try:
             resolved = await self._resolve(*address)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for what no resolver would take as a name
             logger.warning("dht.bootstrap_unresolved", host=address[0], port=address[1], error=str(error))
             return
         async with trio.open_nursery() as nursery:

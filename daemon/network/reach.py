@@ -41,6 +41,7 @@ METHOD = "reach.dial_back"
 ASKED = 5
 """So many peers are asked where they see us and to dial back."""
 MIN_VOTES = 2
+"""Fewer say nothing: a peer that is alone could be lying."""
 DIAL_S = 4.0
 ANSWER_S = 12.0
 FIRST_CHECK_S = 30.0
@@ -132,7 +133,7 @@ class Reach:
         host, host_votes = majority([host for host, _ in seen])
         answers = await self._ask_to_dial()
         known = Reachability(host, host_votes, dial_votes=len(answers))
-        if answers:
+        if len(answers) >= MIN_VOTES:
             known = replace(
                 known,
                 udp=2 * sum(each.udp for each in answers) >= len(answers),

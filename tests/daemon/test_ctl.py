@@ -96,7 +96,7 @@ def test_each_verb_prints_the_answer_as_json(home: Path, verb: str) -> None:
         ("get", ["1 record", "answered by  1 of 1 nodes asked", "miner"]),
         ("table", ["contacts  1", "SHARED BITS", "127.0.0.1:"]),
         ("lookup", ["HOP", "ANSWER", "127.0.0.1:", "Nearest nodes"]),
-        ("doctor", ["DHT contacts          1", "nobody could be asked", "full node"]),
+        ("doctor", ["DHT contacts          1", "too few could be asked", "full node"]),
         ("resources", ["WHAT", "memory", "MiB", "disk free"]),
         ("sql", ["5 rows", "HEIGHT", "HASH"]),
         ("config", ["node.port", "4811", "config.toml, line", "log.level", "default"]),

@@ -149,7 +149,7 @@ async def test_a_first_node_is_there_alone() -> None:
 
 
 async def test_dead_bootstraps_and_names_cost_little_beside_a_live_one() -> None:
-    """With one live bootstrap by name among a dead and an unresolvable one, joining is quick and one line warns."""
+    """With one live bootstrap by name among a dead one and two without an address, joining is quick; a line warns."""
 
     async def resolve(host: str, port: int) -> list[tuple[str, int]]:
         if host == "no.such.host":
@@ -167,7 +167,7 @@ async def test_dead_bootstraps_and_names_cost_little_beside_a_live_one() -> None
                 await nursery.start(joiner.run, late)
                 with structlog.testing.capture_logs() as logs, trio.fail_after(2.5):
                     known = await joiner.join(
-                        [silent.getsockname(), ("no.such.host", 1), ("boot", nodes[0].address[1])]
+                        [silent.getsockname(), ("no.such.host", 1), ("no..name", 1), ("boot", nodes[0].address[1])]
                     )
                 assert known == 3
                 nursery.cancel_scope.cancel()

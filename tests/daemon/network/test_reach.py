@@ -70,9 +70,10 @@ async def test_a_node_behind_a_closed_port_is_a_client_and_no_contact_of_others(
 
 
 async def test_dialling_back_is_bounded() -> None:
-    """A peer is dialled back once in a while, and a port that is none is refused."""
+    """A peer is dialled back once in a while, and a port that is none is refused; one peer's word is not enough."""
     async with reached_nodes(2) as nodes:
-        await nodes[0].reach.check()
+        known = await nodes[0].reach.check()
+        assert (known.udp, known.tcp, known.dial_votes) == (None, None, 1)
         asked = nodes[0].peers.get(nodes[1].node.identity.node_id)
         assert asked is not None
         with pytest.raises(RemoteRefusal, match="too_often"):
