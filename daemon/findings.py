@@ -120,10 +120,10 @@ def _check_disk(home: Home) -> Iterator[Finding]:
 
 def check_files() -> Iterator[Finding]:
     """Whether this process may open enough files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
         yield Finding(
-            "too_few_files", "error", f"only {soft} files may be open", f"raise the limit: ulimit -n {LEAST_FILES * 8}"
+            "too_few_files", "error", f"only {hard} files may be open", f"raise the limit: ulimit -n {LEAST_FILES * 8}"
         )
 
 
@@ -180,7 +180,7 @@ def judge_running(
     yield from _judge_clock(health)
     for name in ("udp", "tcp"):
         if health[name] is False:
-            port = "and ".join(health["advertised"]) or "its port"
+            port = " and ".join(health["advertised"]) or "its port"
             yield Finding(
                 f"unreachable_{name}", "error", f"peers cannot dial {port} over {name.upper()}", "open the port"
             )

@@ -200,7 +200,8 @@ class NodeView:
         neurons = read_neurons(state)
         voters = [neuron for neuron in neurons if neuron.has_permit]
         domains = {record.node_id: record.experts[0].domain for record in self._records() if record.experts}
-        miners = [self._miner_row(neuron, voters, domains) for neuron in neurons if not neuron.has_permit]
+        given = {str(voter.uid): _shares(voter.weights) for voter in voters}
+        miners = [self._miner_row(neuron, given, domains) for neuron in neurons if not neuron.has_permit]
         return {
             "epoch": totals.epoch,
             "height": self._chain.height,
@@ -220,13 +221,10 @@ class NodeView:
             ],
         }
 
-    def _miner_row(self, neuron: Neuron, voters: list[Neuron], domains: dict[NodeId, str]) -> dict[str, Any]:
-        shares = {}
-        for voter in voters:
-            total = sum(weight for _, weight in voter.weights)
-            weight = dict(voter.weights).get(neuron.uid)
-            if weight is not None and total:
-                shares[str(voter.uid)] = weight / total
+    def _miner_row(
+        self, neuron: Neuron, given: Mapping[str, Mapping[int, float]], domains: Mapping[NodeId, str]
+    ) -> dict[str, Any]:
+        """One miner's standing; ``given`` is what each validator gives to whom."""
         return {
             "uid": neuron.uid,
             "node_id": neuron.node_id.hex(),
@@ -235,7 +233,9 @@ class NodeView:
             "consensus": neuron.consensus_u16 / U16,
             "emission": neuron.emission,
             "balance": read_account(self._chain.head.state, neuron.payee).balance,
-            "weight_by_validator": shares,
+            "weight_by_validator": {
+                voter: shares[neuron.uid] for voter, shares in given.items() if neuron.uid in shares
+            },
         }
 
     async def why_reward(self, *, uid: int, epoch: int | None) -> dict[str, Any]:
@@ -334,6 +334,12 @@ def peer_class(state: StateReader, key: PublicKey) -> PeerClass:
     if neuron is None:
         return PeerClass.OTHER
     return PeerClass.VALIDATOR if neuron.has_permit else PeerClass.MINER
+
+
+def _shares(weights: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """A validator's weights as parts of their sum, by uid."""
+    total = sum(weight for _, weight in weights)
+    return {uid: weight / total for uid, weight in weights} if total else {}
 
 
 def _block_row(encoded: bytes, encoded_commit: bytes) -> dict[str, Any]:

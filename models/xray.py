@@ -10,7 +10,7 @@ import torch
 
 from .gate import decision_scores
 from .locks import next_byte_judgement
-from .mixing import RowsAsked, mix_rows
+from .mixing import RowsAsked, mix_rows, next_bytes
 from .mixture import coalition_bits, mixture_bits
 from .training import BITS_PER_NAT
 from .validation import ValidatorBrain
@@ -56,7 +56,7 @@ def see_route(brain: ValidatorBrain, asked: RowsAsked, answers: Mapping[int, obj
     scored[:, -1] = False  # the byte after the last is not known
     weighed = asked.scores + brain.gate.evidence(read.target_log_probs)
     decision = decision_scores(asked.scores, brain.config.gate.prefix_bytes)
-    targets = torch.from_numpy(np.roll(asked.tokens, -1, axis=1))
+    targets = torch.from_numpy(next_bytes(asked.tokens))
     baseline = next_byte_judgement(brain.baseline.answer(tokens), targets)
     count = len(asked.uids)
     coalitions = torch.from_numpy(np.vstack([np.ones((1, count), dtype=bool), ~np.eye(count, dtype=bool)]))
