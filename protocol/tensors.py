@@ -243,7 +243,7 @@ def read_tensor(data: memoryview, at: int = 0) -> tuple[WireTensor, int]:
 
     Raises `Malformed` for anything but the one encoding of a tensor whose shape, dtype and byte length agree.
     """
-    for known, announced in _RECENT_HEADS:
+    for known, announced in tuple(_RECENT_HEADS):  # a copy at once: another thread may be adding to it
         if data[at : at + len(known)] == known:
             values_at = at + len(known)
             end = values_at + announced.values_bytes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cbor2
@@ -266,6 +268,23 @@ def test_a_head_that_was_good_before_vouches_for_no_values() -> None:
         assert read_whole(item).elements == 2
         with pytest.raises(Malformed):
             read_whole(item[:-1])
+
+
+def test_threads_read_beside_each_other() -> None:
+    """A program may call over several clients at once: the heads that are remembered are shared by them."""
+
+    def read_many(thread: int) -> None:
+        for number in range(2_000):
+            data = item_bytes(wire_tensor(np.zeros((1 + thread, 1 + number % 7), np.uint8)))
+            assert read_whole(data).shape == (1 + thread, 1 + number % 7)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read_many, range(4)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize(("block", "is_taken"), [(15, False), (16, True), (4096, True), (4097, False)])
