@@ -14,10 +14,8 @@ from moed.protocol.errors import RemoteProtocolError
 
 from .database import REMEDY
 from .errors import ChainFileError, StoreCorrupt
-from .framed_files import MAX_FRAME_BYTES, read_frames, writing
+from .framed_files import BLOCKS_MAGIC, MAX_FRAME_BYTES, read_frames, writing
 from .store import Store, check_headers
-
-MAGIC = b"moed chain 1\n"
 
 
 class _Row(Record, frozen=True, kw_only=True):
@@ -49,7 +47,7 @@ def export_chain(store: Store, path: Path) -> Moved:
     Works beside a running daemon. Raises `StoreCorrupt`, or `StoreFailed` if the file cannot be written.
     """
     count, height = 0, 0
-    with writing(path, MAGIC, store.genesis.network_id) as writer, store.snapshot():
+    with writing(path, BLOCKS_MAGIC, store.genesis.network_id) as writer, store.snapshot():
         for block, commit in store.blocks():
             writer.write(encode_record(_Row(block=block, commit=commit)))
             count, height = count + 1, block.height
@@ -120,7 +118,7 @@ def _advance(head: Head, block: Block, commit: Commit, path: Path) -> None:
 
 
 def _read_rows(path: Path, network_id: bytes) -> Iterator[_Row]:
-    for frame in read_frames(path, MAGIC, network_id):
+    for frame in read_frames(path, BLOCKS_MAGIC, network_id):
         try:
             yield decode_record(frame, _Row, max_bytes=MAX_FRAME_BYTES)
         except RemoteProtocolError as error:

@@ -81,7 +81,7 @@ def verify(home: Path, as_json: bool) -> None:
         head = verify_chain(store)
         headers = sum(1 for _ in store.headers())
     found = {"height": head.height, "state_root": head.state_root.hex(), "first_height": first, "valid": True}
-    pruned = f"{headers} headers follow each other, " if headers else ""
+    pruned = f"{headers} headers follow each other, " if headers > 1 else "the chain begins at a header, " * headers
     words = (
         f"{pruned}{head.height - first + 1} blocks executed again, every commit and root holds; "
         f"state root {head.state_root.hex()}"
@@ -104,7 +104,13 @@ def export_(file: Path, home: Path, as_json: bool) -> None:
 
     with _opened(home) as store:
         moved = export_chain(store, file)
-    _say(asdict(moved), f"{moved.blocks} blocks up to height {moved.height} written to {file}", as_json=as_json)
+        first = store.first_height
+    what = (
+        f"{moved.blocks} blocks up to height {moved.height}"
+        if moved.blocks
+        else f"no block, as none from {first} on is here,"
+    )
+    _say(asdict(moved), f"{what} written to {file}", as_json=as_json)
 
 
 @chain.command()

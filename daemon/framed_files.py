@@ -21,6 +21,8 @@ MAX_FRAME_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
 _LENGTH_BYTES = 4
 _HASH_BYTES = 32
 _AGAIN = "get the file again"
+BLOCKS_MAGIC = b"moed chain 1\n"
+STATE_MAGIC = b"moed state 1\n"
 
 
 class FrameWriter:
@@ -65,15 +67,6 @@ def writing(path: Path, magic: bytes, network_id: bytes) -> Iterator[FrameWriter
         temporary.unlink(missing_ok=True)
 
 
-def magic_of(path: Path, length: int) -> bytes:
-    """The first bytes of a file. Raises `ChainFileError`."""
-    try:
-        with path.open("rb") as file:
-            return file.read(length)
-    except OSError as error:
-        raise ChainFileError(f"cannot read {path}: {error.strerror}", "name a file of `moed chain export`") from error
-
-
 def read_frames(path: Path, magic: bytes, network_id: bytes) -> Iterator[bytes]:
     """The frames of a file, one by one. Whether it is whole and unchanged is known, and said, after the last one.
 
@@ -83,7 +76,7 @@ def read_frames(path: Path, magic: bytes, network_id: bytes) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from _Reader(file, path).frames(magic, network_id)
     except OSError as error:
-        raise ChainFileError(f"cannot read {path}: {error.strerror}", "name a file of `moed chain export`") from error
+        raise ChainFileError(f"cannot read {path}: {error.strerror}", "check its name, owner and mode") from error
 
 
 class _Reader:
@@ -93,8 +86,10 @@ class _Reader:
         self._hash = blake2b(digest_size=_HASH_BYTES)
 
     def frames(self, magic: bytes, network_id: bytes) -> Iterator[bytes]:
-        if self._take(len(magic)) != magic:
-            raise ChainFileError(f"{self._path} is no chain file", "name a file of `moed chain export`")
+        begins = self._file.read(len(magic))
+        if begins != magic:
+            raise ChainFileError(*_mistaken(self._path, begins))
+        self._hash.update(begins)
         found = self._take(len(network_id))
         if found != network_id:
             raise ChainFileError(
@@ -114,3 +109,12 @@ class _Reader:
             raise ChainFileError(f"{self._path} ends in the middle", f"{_AGAIN}; what it held is kept")
         self._hash.update(data)
         return data
+
+
+def _mistaken(path: Path, begins: bytes) -> tuple[str, str]:
+    """What to say of a file that is not of the wanted sort, by how it begins."""
+    if begins == STATE_MAGIC:
+        return f"{path} is a snapshot", "add --validators FILE: it is believed if those signed it"
+    if begins == BLOCKS_MAGIC:
+        return f"{path} holds blocks and is no snapshot", "import it without --validators: its blocks are executed"
+    return f"{path} is no chain file", "name a file of `moed chain export` or `moed chain snapshot`"

@@ -115,4 +115,4 @@ def _read(path: Path, kind: type[FileT], verb: str) -> FileT:
     except OSError as error:
         raise ChainFileError(f"cannot read {path}: {error.strerror}", _AGAIN.format(verb)) from error
     except msgspec.DecodeError as error:
-        raise ChainFileError(f"{path} is no such file: {error}", _AGAIN.format(verb)) from error
+        raise ChainFileError(f"{path} is not such a file: {error}", _AGAIN.format(verb)) from error

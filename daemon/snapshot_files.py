@@ -22,10 +22,9 @@ from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 
 from .errors import ChainFileError, StoreFailed
-from .framed_files import MAX_FRAME_BYTES, read_frames, writing
+from .framed_files import MAX_FRAME_BYTES, STATE_MAGIC, read_frames, writing
 from .store import Store
 
-MAGIC = b"moed state 1\n"
 _LENGTH_BYTES = 4
 _BAD = "get it from somebody else"
 
@@ -71,7 +70,7 @@ def write_state(
 
     Raises `StoreFailed`.
     """
-    with writing(path, MAGIC, network_id) as writer:
+    with writing(path, STATE_MAGIC, network_id) as writer:
         writer.write(encode_record(_Top(header=header, commit=commit)))
         for piece in cut_pieces(rows):
             writer.write(piece)
@@ -101,11 +100,11 @@ class SnapshotFile:
     @classmethod
     def scan(cls, path: Path, network_id: bytes) -> SnapshotFile:
         """Read a whole file once. Raises `ChainFileError` for one that is none, is cut or changed."""
-        frames = read_frames(path, MAGIC, network_id)
+        frames = read_frames(path, STATE_MAGIC, network_id)
         try:
             first = next(frames, b"")
             top = decode_record(first, _Top, max_bytes=MAX_FRAME_BYTES)
-            at = len(MAGIC) + len(network_id) + _LENGTH_BYTES + len(first)
+            at = len(STATE_MAGIC) + len(network_id) + _LENGTH_BYTES + len(first)
             hashes, places = [], []
             for frame in frames:
                 hashes.append(piece_hash(frame))
@@ -141,7 +140,7 @@ def begin_at_snapshot(store: Store, path: Path, trusted: ValidatorSet) -> Head:
 
 
 def _read(store: Store, path: Path, trusted: ValidatorSet) -> Head:
-    frames = read_frames(path, MAGIC, store.genesis.network_id)
+    frames = read_frames(path, STATE_MAGIC, store.genesis.network_id)
     try:
         first = next(frames, b"")
         top = decode_record(first, _Top, max_bytes=MAX_FRAME_BYTES)

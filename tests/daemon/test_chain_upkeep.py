@@ -242,8 +242,13 @@ def test_the_verbs_check_move_and_shorten_a_chain(tmp_path: Path) -> None:
     third = Home(tmp_path / "third")
     initialise(third.folder, role="follower", genesis_file=home.genesis, bootstrap=("127.0.0.1:4700",))
     begin = ("chain", "import", str(state), "--validators", str(trusted), "--home", str(third.folder))
+    for taken, wrong, said in ((state, (), "add --validators"), (file, begin[3:5], "without --validators")):
+        assert said in moed_says("chain", "import", str(taken), *wrong, "--home", str(third.folder), code=1)
     assert "begins after block 20" in moed_says(*begin)
-    assert "0 blocks executed again" in moed_says("chain", "verify", "--home", str(third.folder))
+    assert "begins at a header, 0 blocks executed again" in moed_says("chain", "verify", "--home", str(third.folder))
+    checkpoint = moed_says("chain", "checkpoint", "--home", str(other.folder))
+    with Store(other.database, GENESIS) as store:
+        assert checkpoint == f"20:{store.load_head().hash.hex()}\n"
     assert json.loads(moed_says("chain", "prune", "--keep", "5", "--home", folder, "--json"))["blocks"] == 15
     assert "15 headers follow each other, 5 blocks executed" in moed_says("chain", "verify", "--home", folder)
     roots = [json.loads(moed_says("chain", "verify", "--home", str(one.folder), "--json")) for one in (home, other)]
