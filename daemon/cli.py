@@ -378,7 +378,7 @@ def devnet_up(folder: Path, validators: int, miners: int) -> None:
         network.stop()
         raise
     click.echo(f"{len(network.nodes)} nodes run under {folder}; for example: moectl --home {folder}/validator-0 status")
-    click.echo("stop them with: moed devnet down")
+    click.echo(f"stop them with: moed devnet down --folder {folder}")
 
 
 @devnet.command("down")
