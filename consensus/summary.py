@@ -40,7 +40,7 @@ def summarise(rounds: Rounds) -> RoundsSummary:
     for vote in votes:
         ballot = (vote.kind, vote.round, vote.block_hash)
         held[ballot] = held.get(ballot, 0) | 1 << places[vote.validator]
-    size = len(places) // 8 + 1
+    size = -(-len(places) // 8)
     return RoundsSummary(
         height=rounds.height,
         proposals=tuple(sorted(proposal.round for proposal in proposals))[-256:],

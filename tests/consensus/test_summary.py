@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, sign_proposal, sign_vote
 from moed.consensus.rounds import Rounds
+from moed.consensus.state import Validator, ValidatorSet
 from moed.consensus.summary import RoundsSummary, lacking, summarise
 from moed.consensus.transition import Head
 from moed.protocol.codec import decode_record, encode_record
@@ -46,6 +47,17 @@ def test_what_one_lacks_is_what_the_other_gives(here: list[Vote], there: list[Vo
             assert not taker.has_vote(vote)
             taker.on_vote(vote)
     assert {*ours.news()[1]} == {*theirs.news()[1]}
+
+
+def test_a_vote_of_the_last_of_as_many_validators_as_may_be_is_told() -> None:
+    """The bits of 4,096 validators, the most that a genesis allows, pass the limit that their reader sets."""
+    keys = [number.to_bytes(32, "big") for number in range(4_096)]
+    validators = ValidatorSet(members=tuple(Validator(key=one, power=1) for one in keys))
+    rounds = Rounds(1, validators, None, params=GENESIS.params, network_id=GENESIS.network_id, is_valid=lambda _: True)
+    vote = Vote(kind=VoteKind.PREVOTE, height=1, round=0, block_hash=NO_BLOCK, validator=keys[-1], signature=bytes(64))
+    rounds.tally.add(vote)
+    (held,) = decode_record(encode_record(summarise(rounds)), RoundsSummary).votes
+    assert int.from_bytes(held.voters, "little") == 1 << 4_095
 
 
 def test_a_proposal_is_given_once() -> None:
