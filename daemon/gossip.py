@@ -79,7 +79,9 @@ class Known:
 
     def forget(self, body: bytes) -> None:
         """A body that was worth nothing after all."""
-        self._young.pop(_digest(body), None)
+        digest = _digest(body)
+        self._young.pop(digest, None)
+        self._old.pop(digest, None)  # it may have waited since the height before
 
     def age(self) -> None:
         """Forget the older generation."""
