@@ -10,8 +10,9 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def layer_names(pattern: str) -> list[str]:
     names = [""]
     for part in re.split(r"(\[\d+-\d+\])", pattern):
         numbers = re.fullmatch(r"\[(\d+)-(\d+)\]", part)
-        choices = [str(one) for one in range(int(numbers[1]), int(numbers[2]) + 1)] if numbers else [part]
-        names = [name + choice for name in names for choice in choices][:MAX_LAYERS]
+        choices: Iterable[object] = range(int(numbers[1]), int(numbers[2]) + 1) if numbers else [part]
+        names = list(islice((f"{name}{choice}" for name in names for choice in choices), MAX_LAYERS))
     return names
 
 

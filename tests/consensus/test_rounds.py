@@ -572,6 +572,59 @@ def test_no_quorum_makes_an_invalid_block_lock_or_final_here() -> None:
     assert all(block_hash == NO_BLOCK for _, _, block_hash in cast(effects))
 
 
+@pytest.mark.parametrize(("kind", "step"), [(VoteKind.PREVOTE, Step.PREVOTE), (VoteKind.PRECOMMIT, Step.PRECOMMIT)])
+def test_two_thirds_of_any_votes_start_the_clock_once(kind: VoteKind, step: Step) -> None:
+    """Rules 4 and 7: split votes decide nothing, so the round gets its time to end once enough came, and not before."""
+    rounds, block = make_rounds(KEYS[0]), block_by(1)
+    rounds.start()
+    hear(rounds, propose(block))
+
+    def clocks(signer: Identity, block_hash: bytes) -> list[Timeout]:
+        effects = rounds.on_vote(vote(signer, kind, block_hash))
+        return [one.timeout for one in effects if isinstance(one, ScheduleTimeout)]
+
+    assert clocks(KEYS[0], block.hash) == []
+    assert clocks(KEYS[1], NO_BLOCK) == []
+    assert clocks(KEYS[2], b"\5" * 32) == [Timeout(1, 0, step)]
+    assert clocks(KEYS[3], b"\6" * 32) == []
+
+
+def test_votes_before_our_start_do_not_start_us() -> None:
+    """Over a third may be ahead of our clock; the height begins with its interval, and then where they are."""
+    rounds = make_rounds(KEYS[0])
+    for signer in KEYS[1:]:
+        for kind in VoteKind:
+            assert rounds.on_vote(vote(signer, kind, NO_BLOCK, 3)) == []
+    assert (rounds.round, rounds.step) == (0, Step.WAITING)
+    rounds.start()
+    assert rounds.round >= 3
+
+
+def test_messages_of_another_height_are_refused() -> None:
+    """However well they are signed: what they say of that height means nothing at this one."""
+    rounds = make_rounds(KEYS[0])
+    rounds.start()
+    block = block_by(1)
+    later = msgspec.structs.replace(block, header=msgspec.structs.replace(block.header, height=2))
+    with pytest.raises(Unexpected):
+        hear(rounds, propose(later))
+    with pytest.raises(Unexpected):
+        rounds.on_vote(sign_vote(KEYS[1], GENESIS.network_id, VoteKind.PREVOTE, 2, 0, block.hash))
+    assert rounds.proposals == {}
+    assert rounds.tally.rounds() == []
+
+
+def test_a_restart_after_a_vote_for_none_is_locked_on_nothing() -> None:
+    """A precommit for no block is no lock: in the next round a fresh block gets our vote."""
+    before = [vote(KEYS[0], kind, NO_BLOCK) for kind in VoteKind]
+    rounds = make_rounds(KEYS[0])
+    rounds.resume([], before)
+    rounds.start()
+    rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    block = block_by(1, 1)
+    assert (VoteKind.PREVOTE, 1, block.hash) in cast(hear(rounds, propose(block, 1)))
+
+
 def test_the_share_of_a_commit_is_its_stake() -> None:
     """What people read beside a block: whose signatures are in, by stake and not by heads."""
     block = block_by(1)

@@ -216,6 +216,6 @@ def test_one_line_names_a_whole_grid_of_layers(tmp_path: Path) -> None:
     assert len(names) == 16
     assert (names[0], names[-1]) == ("ffn.2.0", "ffn.3.7")
     assert layer_names("plain") == ["plain"]
-    assert len(layer_names("x.[0-9999].[0-9999]")) == MAX_LAYERS
+    assert len(layer_names("x.[0-999999999].[0-999999999]")) == MAX_LAYERS
     assert "two are called 'ffn.3.1'" in complaint(tmp_path, grid + '[[layers]]\nname = "ffn.3.1"\nwidth = 32\n')
     assert "no width" in complaint(tmp_path, grid + '[[layers]]\nname = "y"\n')
