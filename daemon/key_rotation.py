@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moed.consensus.state import Neuron, State, read_account, read_neuron
 from moed.consensus.transactions import RotateKey, sign_consent
+from moed.consensus.transition import Head
 from moed.consensus.turns import power_of
+from moed.protocol.identity import PublicKey
 
 from .errors import KeyFileError, StoreFailed
 from .home import Home
 from .keystore import create_identity, hold_identity, load_identity
 from .store import Store
 from .transaction_files import sign_file, unsigned, write_file
+
+if TYPE_CHECKING:
+    from .chain import Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,27 @@ def begin_rotation(home: Path, out: Path, *, expires: int = 0) -> Begun:
     is_signed = owner == present.public_key
     write_file(out, sign_file(file, present) if is_signed else file)
     return Begun(neuron.uid, fresh.public_key, owner, is_signed)
+
+
+async def wait_for_turn(home: Path, present: PublicKey, chain: Chain) -> None:
+    """Wait until the next key of a home, if one is drawn, may take the place of the present one."""
+    while True:
+        await chain.wait_block()
+        fresh = await chain.read(_next_key, Home(home))
+        if fresh is not None and has_turn(chain.head, present, fresh):
+            return
+
+
+def has_turn(head: Head, present: PublicKey, fresh: PublicKey) -> bool:
+    """Whether the fresh key holds the uid, and the present one has no seat that the fresh one would not have."""
+    return read_account(head.state, fresh).uid is not None and power_of(head.validators, present) == 0
+
+
+def _next_key(place: Home) -> PublicKey | None:
+    try:
+        return load_identity(place.next_key).public_key if place.next_key.exists() else None
+    except KeyFileError:
+        return None  # whoever finishes by hand is told what is wrong with it
 
 
 def finish_rotation(home: Path) -> bytes:

@@ -192,8 +192,9 @@ def consent(home: Path, owner: str) -> None:
 def rotate(home: Path, out: Path, expires: int, finish: bool) -> None:
     """Replace a home's work key; uid, rank, bonds and stake stay.
 
-    First draws the new key and writes the transaction that its owner has to sign and send. When that is final, and for
-    a validator the epoch has ended, stop the node, run this again with --finish, and start the node.
+    Draws the new key and writes the transaction that its owner has to sign and send. When that is final, and for a
+    validator the epoch has ended, a running node goes on with the new key by itself. For a stopped one run this again
+    with --finish.
 
     \b
     moed keys rotate --home ~/.moed --out rotate.json

@@ -35,6 +35,7 @@ from .errors import ConfigError, NodeError, PortTaken, TooFewFiles
 from .findings import check_files
 from .home import Home
 from .journal import FileJournal
+from .key_rotation import finish_rotation, wait_for_turn
 from .keystore import hold_identity
 from .limits_watch import LimitsWatch
 from .logs import Logs, configure_logging
@@ -82,12 +83,18 @@ def run_node(config: Config, overrides: Mapping[str, Any] | None = None) -> None
 
 def _run(config: Config, overrides: Mapping[str, Any] | None, logs: Logs) -> None:
     _open_enough_files()
-    # The key's lock makes one daemon of one home, so nothing below has to ask whether it is alone.
-    with hold_identity(Home(config.home).key) as identity:
-        try:
-            trio.run(Node(Settings(config, overrides), identity, logs).run)
-        except* NodeError as group:
-            raise _first(group) from None
+    is_over = False
+    while not is_over:
+        # The key's lock makes one daemon of one home, so nothing below has to ask whether it is alone.
+        with hold_identity(Home(config.home).key) as identity:
+            node = Node(Settings(config, overrides), identity, logs)
+            try:
+                trio.run(node.run)
+            except* NodeError as group:
+                raise _first(group) from None
+            is_over = not node.gives_way
+        if not is_over:
+            logger.info("key.replaced", key=finish_rotation(config.home).hex())
 
 
 def _open_enough_files() -> None:
@@ -114,6 +121,8 @@ class Node:
         self._home = Home(self.config.home)
         self._logs = logs
         self._stopping = trio.Event()
+        self.gives_way = False
+        """Whether it stopped for a node with the next key."""
         self._notifier = Notifier()
         self._standing = ""
 
@@ -217,6 +226,7 @@ class Node:
         async with trio.open_nursery() as work:  # ends last
             await work.start(dht.run, udp)
             await work.start(chain.run, peers)
+            work.start_soon(self._heed_rotation, chain)
             work.start_soon(forever, "memory of peers", partial(_remember, dht, store))
             work.start_soon(forever, "receipts", receipts.run)
             work.start_soon(forever, "limits", watch.run)
@@ -237,12 +247,18 @@ class Node:
                         logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
                     await self._stopping.wait()
                     view.is_ready = False
-                    self._notifier.stopping()
+                    (self._notifier.reloading if self.gives_way else self._notifier.stopping)()
                     logger.info("node.stopping")
                     doors.cancel_scope.cancel()
                 requests.cancel_scope.deadline = trio.current_time() + self.settings.config.node.grace_s
                 requests.start_soon(dht.withdraw)
             work.cancel_scope.cancel()
+
+    async def _heed_rotation(self, chain: Chain) -> None:
+        """Stop when the next key has the uid and the present one no seat any more: a node with that key follows."""
+        await wait_for_turn(self.config.home, self._identity.public_key, chain)
+        self.gives_way = not self._stopping.is_set()
+        self.stop()
 
     def _heed_settings(self, bandwidth: Bandwidth) -> None:
         """Let the live settings count, now and whenever they change."""
