@@ -34,9 +34,12 @@ MAX_TRANSACTIONS_HEARD = 1_024
 """Transactions in one notice."""
 ANSWER_PAUSE_S = 0.4
 """A peer that says what it holds more often than this is not answered each time."""
-MAX_EARLY_MESSAGES = 256
+MAX_EARLY_MESSAGES = 512
+MAX_EARLY_EACH = 8
+"""Messages for the next height that are kept until we get there; all are of validators, and of none more than a few, or
+one could keep all others from being heard."""
 MAX_EARLY_BYTES = 2 * MAX_BLOCK_RECORD_BYTES
-"""Messages for the next height that are kept until we get there; all are of validators."""
+"""Of the proposals among them, one of each validator; a vote takes a few hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +197,27 @@ class Hearing:
         message = heard.message
         if isinstance(message, Proposal) and message.valid_round != -1:
             return False  # a block proposed again is signed by somebody whom it does not name
-        signer = message.validator if isinstance(message, Vote) else message.block.header.proposer
-        if power_of(self._head.validators, signer) == 0:
-            return False
-        if len(self.early) == MAX_EARLY_MESSAGES or self._early_bytes + len(heard.body) > MAX_EARLY_BYTES:
+        signer = _signer_of(message)
+        if power_of(self._head.validators, signer) == 0 or not self._has_early_room(message, len(heard.body)):
             return False
         if isinstance(message, Vote):
             message.check_signature(self._head.network_id)
         else:
             message.check_signature(self._head.network_id, signer)
         self.early.append(heard)
-        self._early_bytes += len(heard.body)
+        if isinstance(message, Proposal):
+            self._early_bytes += len(heard.body)
         return True
+
+    def _has_early_room(self, message: Proposal | Vote, size_bytes: int) -> bool:
+        signer = _signer_of(message)
+        of_signer = [one.message for one in self.early if _signer_of(one.message) == signer]
+        if len(self.early) >= MAX_EARLY_MESSAGES or len(of_signer) >= MAX_EARLY_EACH:
+            return False
+        if isinstance(message, Vote):
+            return True
+        has_proposed = any(isinstance(one, Proposal) for one in of_signer)
+        return not has_proposed and self._early_bytes + size_bytes <= MAX_EARLY_BYTES
 
 
 def status_of(head: Head) -> dict[str, int]:
@@ -222,6 +234,11 @@ def summary_of(rounds: Rounds) -> dict[str, Any]:
 def method_of(message: Proposal | Vote) -> str:
     """The notice in which a message travels."""
     return "chain.vote" if isinstance(message, Vote) else "chain.proposal"
+
+
+def _signer_of(message: Proposal | Vote) -> bytes:
+    """Whose word a message is, if its signature holds: of a proposal its block's proposer, where it is fresh."""
+    return message.validator if isinstance(message, Vote) else message.block.header.proposer
 
 
 def _body(call: Call) -> bytes:

@@ -22,7 +22,7 @@ from moed.consensus.transactions import Register, Transfer
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
 from moed.daemon.chain import Chain
-from moed.daemon.hearing import ANSWER_PAUSE_S
+from moed.daemon.hearing import ANSWER_PAUSE_S, MAX_EARLY_EACH, MAX_EARLY_MESSAGES
 from moed.daemon.journal import FileJournal
 from moed.daemon.network.calls import Call, Handler, Refused, Reply
 from moed.daemon.network.peers import Peer, Peers, Priority
@@ -319,7 +319,10 @@ async def test_transactions_that_come_too_late_do_not_count_against_their_bearer
 
 
 async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
-    """Only what a validator signed waits for the next height; a stranger's word is dropped, a forgery is charged."""
+    """Only what a validator signed waits for the next height; a stranger's word is dropped, a forgery is charged.
+
+    One validator that says a lot keeps no other from being heard.
+    """
     async with run_chain(tmp_path / "a", key(50)) as one, run_liar(DEAF) as (peer, _):
         session = await peer.connect(one.address, None, timeout_s=5)
 
@@ -330,11 +333,14 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
             await session.notify("chain.vote", encode_record(vote(key(77), number)))
         forged = msgspec.structs.replace(vote(key(77), 5), validator=key(1).public_key)
         await session.notify("chain.vote", encode_record(forged))
-        await session.notify("chain.vote", encode_record(vote(key(1), 7)))
+        flood = [vote(key(2), number) for number in range(MAX_EARLY_MESSAGES)]
+        for message in (*flood, vote(key(1), 7)):
+            await session.notify("chain.vote", encode_record(message))
         with trio.fail_after(PATIENCE_S):
-            while not one.chain._hearing.early:  # noqa: ASYNC110  # nothing signals what is kept
+            while vote(key(1), 7) not in [heard.message for heard in one.chain._hearing.early]:  # noqa: ASYNC110  # nothing signals what is kept
                 await trio.sleep(0.01)
-        assert [heard.message for heard in one.chain._hearing.early] == [vote(key(1), 7)]
+        kept = [heard.message for heard in one.chain._hearing.early]
+        assert kept == [*flood[:MAX_EARLY_EACH], vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
 
 
