@@ -86,7 +86,8 @@ def test_a_transaction_applies_once() -> None:
     for nonce in (0, 2):
         with pytest.raises(WrongNonce):
             send(state, 3, Transfer(to=key(9).public_key, amount=1), nonce=nonce)
-    assert balance(state, 9) == 1
+    send(state, 3, Transfer(to=key(9).public_key, amount=1), nonce=1)
+    assert balance(state, 9) == 2
 
 
 def test_a_transfer_to_oneself_makes_nothing() -> None:

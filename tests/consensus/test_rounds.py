@@ -192,6 +192,20 @@ def test_a_lock_gives_way_to_a_later_quorum() -> None:
     assert cast(hear(rounds, propose(other, 2, valid_round=1))) == [(VoteKind.PREVOTE, 2, other.hash)]
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_an_older_quorum_moves_no_lock_but_for_its_own_block(is_same: bool) -> None:
+    """Rule 3: locked in round 1, a quorum of round 0 gets our vote only for the very block that we are locked on."""
+    rounds, locked, other = make_rounds(KEYS[0]), block_by(1), block_by(2)
+    rounds.resume([propose(locked)], [vote(KEYS[0], VoteKind.PRECOMMIT, locked.hash, 1)])
+    rounds.start()
+    rounds.on_timeout(Timeout(1, 1, Step.PRECOMMIT))
+    again = locked if is_same else other
+    for signer in KEYS[1:]:
+        rounds.on_vote(vote(signer, VoteKind.PREVOTE, again.hash))
+    expected = again.hash if is_same else NO_BLOCK
+    assert cast(hear(rounds, propose(again, 2, valid_round=0))) == [(VoteKind.PREVOTE, 2, expected)]
+
+
 def test_a_claimed_quorum_that_nobody_has_seen_gets_no_vote() -> None:
     """Rule 3 waits for the prevotes themselves, not for the proposer's word."""
     rounds = make_rounds(KEYS[0])
