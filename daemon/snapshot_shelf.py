@@ -35,7 +35,7 @@ KEPT = 2
 MAX_STEPS = 256
 MAX_STEPS_BYTES = 1 << 20
 MAX_PIECES_PER_S = 64
-"""To all peers together; up to 64 MiB, and mostly half of it."""
+"""To all peers together: mostly a quarter of a MiB each."""
 SUFFIX = ".state"
 
 
