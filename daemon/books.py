@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections.abc import Sequence
 from contextlib import closing
@@ -39,11 +38,8 @@ class Books(Database):
         Raises `StoreCorrupt` if it does not parse.
         """
         number = max(0, min(number, MAX_SQL_INTEGER))
-        try:
-            with self._lock:
-                row = self._db.execute("SELECT inputs FROM epochs WHERE number = ?", (number,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"):
+            row = self._db.execute("SELECT inputs FROM epochs WHERE number = ?", (number,)).fetchone()
         try:
             return decode_inputs(zlib.decompress(row[0])) if row else None
         except (zlib.error, InvalidEpochInput) as error:
@@ -51,36 +47,24 @@ class Books(Database):
 
     def remember(self, name: str, value: bytes) -> None:
         """Put a note of this node's own on disk before returning; it replaces the one of that name."""
-        try:
-            with self._transaction():
-                self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def recall(self, name: str) -> bytes | None:
         """The note of that name, if there is one."""
-        try:
-            with self._lock:
-                row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"):
+            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
         return bytes(row[0]) if row else None
 
     def keep_steps(self, steps: Sequence[tuple[int, bytes]]) -> None:
         """Put proofs of the validators on disk, by the height of the block that each rests on. Raises `StoreFailed`."""
-        try:
-            with self._transaction():
-                self._db.executemany("INSERT OR REPLACE INTO steps VALUES (?, ?)", steps)
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.executemany("INSERT OR REPLACE INTO steps VALUES (?, ?)", steps)
 
     def drop_steps(self) -> None:
         """Forget every proof of the validators: they led where the chain was not."""
-        try:
-            with self._transaction():
-                self._db.execute("DELETE FROM steps")
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.execute("DELETE FROM steps")
 
     def last_step(self) -> bytes | None:
         """The latest proof of the validators, if there is one. Raises `StoreFailed`."""
@@ -96,29 +80,23 @@ class Books(Database):
         taken: list[bytes] = []
         size = 0
         query = "SELECT height, proof FROM steps WHERE height >= ? ORDER BY height LIMIT ?"
-        try:
-            with self._lock, closing(self._db.execute(query, (start, limit))) as rows:
-                for height, proof in rows:
-                    size += len(proof)
-                    if height != start + spacing * len(taken) or (taken and size > max_bytes):
-                        break
-                    taken.append(bytes(proof))
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"), closing(self._db.execute(query, (start, limit))) as rows:
+            for height, proof in rows:
+                size += len(proof)
+                if height != start + spacing * len(taken) or (taken and size > max_bytes):
+                    break
+                taken.append(bytes(proof))
         return taken
 
     def remember_peers(self, peers: Sequence[tuple[bytes, str, int, int]]) -> None:
         """Replace the remembered peers by these: (node id, host, port, last seen in unix seconds)."""
-        try:
-            with self._transaction():
-                self._db.execute("DELETE FROM peers")
-                self._db.executemany("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?)", peers)
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.execute("DELETE FROM peers")
+            self._db.executemany("INSERT OR REPLACE INTO peers VALUES (?, ?, ?, ?)", peers)
 
     def remembered_peers(self) -> list[tuple[bytes, str, int, int]]:
         """What `remember_peers` last kept, the most recently seen first."""
-        with self._lock:
+        with self._alone("read"):
             rows = self._db.execute(
                 "SELECT node_id, host, port, last_seen FROM peers ORDER BY last_seen DESC"
             ).fetchall()
@@ -127,24 +105,19 @@ class Books(Database):
     def keep_receipts(self, sheets: Sequence[SignedSheet]) -> None:
         """Put sheets of receipts on disk, all or none; the oldest over `KEPT_SHEETS` go. Raises `StoreFailed`."""
         rows = [(one.hash, read.session, read.closed_ms, encode_record(one)) for one in sheets for read in [one.read()]]
-        try:
-            with self._transaction():
-                self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)", rows)
-                self._db.execute(
-                    "DELETE FROM receipts WHERE hash IN "
-                    "(SELECT hash FROM receipts ORDER BY closed_ms DESC LIMIT -1 OFFSET ?)",
-                    (KEPT_SHEETS,),
-                )
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.executemany("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?)", rows)
+            self._db.execute(
+                "DELETE FROM receipts WHERE hash IN "
+                "(SELECT hash FROM receipts ORDER BY closed_ms DESC LIMIT -1 OFFSET ?)",
+                (KEPT_SHEETS,),
+            )
 
     def receipts(self) -> list[SignedSheet]:
         """Every sheet of receipts that is kept, the oldest first. Raises `StoreCorrupt` for one that does not parse."""
+        with self._alone("read"):
+            rows = self._db.execute("SELECT sheet FROM receipts ORDER BY closed_ms, hash").fetchall()
         try:
-            with self._lock:
-                rows = self._db.execute("SELECT sheet FROM receipts ORDER BY closed_ms, hash").fetchall()
             return [decode_record(bytes(sheet), SignedSheet) for (sheet,) in rows]
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
         except RemoteProtocolError as error:
             raise StoreCorrupt(f"{self.path} holds a receipt that does not parse: {error}", REMEDY) from error

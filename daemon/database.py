@@ -120,6 +120,24 @@ class Database:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._db, self._lock)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of the statements inside, or none. Raises `StoreFailed` or `StoreCorrupt` for what SQLite raises."""
+        try:
+            with self._transaction():
+                yield
+        except sqlite3.DatabaseError as error:
+            raise self._failure("write", error) from error
+
+    @contextmanager
+    def _alone(self, doing: str) -> Iterator[None]:
+        """No other thread's statement comes in between. Raises as `_writing` does, saying what was being done."""
+        try:
+            with self._lock:
+                yield
+        except sqlite3.DatabaseError as error:
+            raise self._failure(doing, error) from error
+
     def _failure(self, doing: str, error: sqlite3.DatabaseError) -> StoreFailed | StoreCorrupt:
         code = getattr(error, "sqlite_errorname", "")
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
@@ -133,11 +151,8 @@ class Database:
         return bytes(row[0]) if row else None
 
     def _one(self, query: str) -> tuple[Any, ...] | None:
-        try:
-            with self._lock:
-                row: tuple[Any, ...] | None = self._db.execute(query).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"):
+            row: tuple[Any, ...] | None = self._db.execute(query).fetchone()
         return row
 
     @property

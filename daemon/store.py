@@ -6,7 +6,6 @@ headers stay, and the state from which the kept blocks go on. Everything here bl
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 
@@ -33,14 +32,11 @@ class Store(Books):
 
         Raises `StoreCorrupt` if they differ.
         """
-        try:
-            with self._lock:
-                rows = self._db.execute("SELECT key, value FROM state").fetchall()
-                last = self._db.execute(
-                    'SELECT block, "commit" FROM blocks ORDER BY height DESC LIMIT ?', (CHECKED_BLOCKS,)
-                ).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"):
+            rows = self._db.execute("SELECT key, value FROM state").fetchall()
+            last = self._db.execute(
+                'SELECT block, "commit" FROM blocks ORDER BY height DESC LIMIT ?', (CHECKED_BLOCKS,)
+            ).fetchall()
         base = self.base_header()
         if not last:
             return self._head_at(rows, base)
@@ -89,7 +85,7 @@ class Store(Books):
         last = self.base_header()
         if last is None:
             return Head.at_genesis(self.genesis)
-        with self._lock:
+        with self._alone("read"):
             rows = self._db.execute("SELECT key, value FROM base").fetchall()
         return self._head_at(rows, last)
 
@@ -110,18 +106,15 @@ class Store(Books):
             return
         encoded = head.state.encoded()
         row = (head.height, head.hash, encode_record(head.header), encode_record(head.commit))
-        try:
-            with self._transaction():
-                self._move_headers(head.height)
-                self._db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?)", row)
-                self._db.execute("DELETE FROM base")
-                self._db.executemany("INSERT INTO base VALUES (?, ?)", encoded.items())
-                if not keeps_blocks:
-                    self._db.execute("DELETE FROM blocks")
-                    self._db.execute("DELETE FROM state")
-                    self._db.executemany("INSERT INTO state VALUES (?, ?)", encoded.items())
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._move_headers(head.height)
+            self._db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?)", row)
+            self._db.execute("DELETE FROM base")
+            self._db.executemany("INSERT INTO base VALUES (?, ?)", encoded.items())
+            if not keeps_blocks:
+                self._db.execute("DELETE FROM blocks")
+                self._db.execute("DELETE FROM state")
+                self._db.executemany("INSERT INTO state VALUES (?, ?)", encoded.items())
 
     def _move_headers(self, height: int) -> None:
         rows = self._db.execute('SELECT height, hash, block, "commit" FROM blocks WHERE height <= ?', (height,))
@@ -134,7 +127,7 @@ class Store(Books):
         height = 0
         while True:
             query = 'SELECT height, header, "commit" FROM headers WHERE height > ? ORDER BY height LIMIT 1000'
-            with self._lock:
+            with self._alone("read"):
                 rows = self._db.execute(query, (height,)).fetchall()
             if not rows:
                 return
@@ -147,12 +140,9 @@ class Store(Books):
 
     def compact(self) -> None:
         """Give the space of what was let go back to the disk; takes as much again while it runs."""
-        try:
-            with self._lock:
-                self._db.execute("VACUUM")
-                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.DatabaseError as error:
-            raise self._failure("compact", error) from error
+        with self._alone("compact"):
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def append(self, executed: Executed, commit: Commit) -> None:
         """Put a final block, its commit and the changed state on disk, all or nothing, before returning.
@@ -160,17 +150,14 @@ class Store(Books):
         Raises `StoreFailed` or `StoreCorrupt`.
         """
         block = executed.block
-        try:
-            with self._transaction():
-                self._db.execute(
-                    "INSERT INTO blocks VALUES (?, ?, ?, ?)",
-                    (block.height, block.hash, encode_record(block), encode_record(commit)),
-                )
-                self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", executed.encoded.items())
-                if executed.closed is not None:
-                    self._keep_epoch(executed.closed, block.height)
-        except sqlite3.DatabaseError as error:
-            raise self._failure("write", error) from error
+        with self._writing():
+            self._db.execute(
+                "INSERT INTO blocks VALUES (?, ?, ?, ?)",
+                (block.height, block.hash, encode_record(block), encode_record(commit)),
+            )
+            self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", executed.encoded.items())
+            if executed.closed is not None:
+                self._keep_epoch(executed.closed, block.height)
 
     def keep_step(self, head: Head) -> None:
         """Where ``head`` ends an epoch, keep the proof of its validators for those who follow them without the blocks.
@@ -189,17 +176,14 @@ class Store(Books):
         taken: list[tuple[bytes, bytes]] = []
         size = 0
         query = 'SELECT height, block, "commit" FROM blocks WHERE height >= ? ORDER BY height LIMIT ?'
-        try:
-            with self._lock, closing(self._db.execute(query, (start, limit))) as rows:
-                for height, block, commit in rows:
-                    if height != start + len(taken):
-                        break
-                    size += len(block) + len(commit)
-                    if taken and max_bytes is not None and size > max_bytes:
-                        break
-                    taken.append((bytes(block), bytes(commit)))
-        except sqlite3.DatabaseError as error:
-            raise self._failure("read", error) from error
+        with self._alone("read"), closing(self._db.execute(query, (start, limit))) as rows:
+            for height, block, commit in rows:
+                if height != start + len(taken):
+                    break
+                size += len(block) + len(commit)
+                if taken and max_bytes is not None and size > max_bytes:
+                    break
+                taken.append((bytes(block), bytes(commit)))
         return taken
 
     def blocks(self, start: int | None = None, batch: int = 100) -> Iterator[tuple[Block, Commit]]:
@@ -218,7 +202,7 @@ class Store(Books):
 
     def stored_state(self) -> Mapping[bytes, bytes]:
         """The state's records as stored, for a check against a fresh execution."""
-        with self._lock:
+        with self._alone("read"):
             rows = self._db.execute("SELECT key, value FROM state").fetchall()
         return {bytes(key): bytes(value) for key, value in rows}
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
@@ -124,6 +125,31 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "chain.db").write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(StoreCorrupt, match="damaged"):
         Store(tmp_path / "chain.db", GENESIS)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        Store.load_head,
+        Store.load_base,
+        Store.stored_state,
+        Store.remembered_peers,
+        Store.receipts,
+        Store.last_step,
+        lambda store: list(store.headers()),
+        lambda store: store.recall("note"),
+        lambda store: store.epoch_inputs(1),
+        lambda store: store.steps(1, 1, 1, 1),
+        lambda store: store.encoded_blocks(1, 1),
+    ],
+)
+def test_what_cannot_be_read_is_named(read: Callable[[Store], object], tmp_path: Path) -> None:
+    """No reader lets SQLite's own error out, which would be a traceback in a verb and no remedy."""
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        for (table,) in store._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            store._db.execute(f"DROP TABLE {table}")
+        with pytest.raises(StoreFailed, match="no such table"):
+            read(store)
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
