@@ -125,6 +125,8 @@ class BatchQueue:
         request = Request(next(self._ids), expert, caller, inputs, gradients, stake_share, deadline_s, now_s)
         key = caller if is_staked else _UNSTAKED
         place = self._places.setdefault(key, _Place(self._virtual))
+        if not place.waiting:
+            place.tag = max(place.tag, self._virtual)  # who was away while others were served saves nothing up
         bisect.insort(place.waiting, request, key=_by_deadline if is_staked else _by_arrival)
         self._waiting[request.request_id] = (key, request)
         self._count(request, 1)

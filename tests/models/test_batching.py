@@ -75,6 +75,22 @@ def test_busy_callers_share_by_stake() -> None:
     assert {name: round(count[name] / 400, 2) for name in shares} == pytest.approx(shares, abs=0.03)
 
 
+def test_who_was_away_comes_back_level() -> None:
+    """A caller whose one large request was served long ago has no more right to the device than one of the same stake
+    that was busy since."""
+    queue = make_queue(max_rows=8)
+    submit(queue, "away", rows=8, share=0.5)
+    submit(queue, "busy", rows=8, share=0.5)
+    for _ in range(40):
+        submit(queue, "busy", rows=8, share=0.5)
+        queue.next_batch(0)
+    for _ in range(10):
+        submit(queue, "away", rows=8, share=0.5)
+        submit(queue, "busy", rows=8, share=0.5)
+    order = [served(queue.next_batch(0))[0] for _ in range(10)]
+    assert order.count("away") in (5, 6), order
+
+
 def test_without_stake_one_is_slow_but_served() -> None:
     """Among always-busy stake, a request without any is served before long; a crowd without stake gets no more."""
     queue = make_queue(max_rows=1, limits=QueueLimits(max_requests=5000))
