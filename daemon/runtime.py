@@ -22,6 +22,7 @@ from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
 from moed.models.errors import (
     DeadlinePassed,
     ExpertError,
+    ExpertFailed,
     NoBackward,
     OutOfMemory,
     ShapeMismatch,
@@ -406,9 +407,10 @@ class Runtime:
         began_s = trio.current_time()
         try:
             await self._run_blocking(hosted.train_step)
-        except TrainingDiverged as error:
+        except (TrainingDiverged, ExpertFailed) as error:  # it still serves what it has learned
             self._states[hosted.name].is_training = False
-            _log.error("training.diverged", expert=hosted.name, reason=str(error))
+            event = "training.diverged" if isinstance(error, TrainingDiverged) else "training.failed"
+            _log.error(event, expert=hosted.name, reason=str(error))
         now_s = trio.current_time()
         self._train_at_s = now_s + (now_s - began_s) * (1 / self._config.training_share - 1)
 

@@ -15,7 +15,7 @@ from moed.protocol.experts import BatchSchema, ExpertInfo
 from .checkpoint import load_checkpoint, save_checkpoint, set_aside
 from .corpora import Corpus, Tokens, set_apart
 from .device import CPU, Device
-from .errors import CheckpointCorrupt, ShapeMismatch
+from .errors import CheckpointCorrupt, ExpertError, ExpertFailed, ShapeMismatch
 from .experts import BYTE_VALUES, Expert, ExpertSpec, build_expert
 from .study import Study, StudyConfig
 from .training import Trainer, TrainingConfig
@@ -75,8 +75,8 @@ class HostedExpert:
     def forward(self, tokens: Tokens) -> npt.NDArray[np.float32]:
         """Bytes [B, T] to log-probabilities float32 [B, T, 256], by the averaged weights.
 
-        Raises `ExpertFailed` where torch gave up, `OutOfMemory` if for that reason, and `ShapeMismatch` where one's own
-        model answers in another shape.
+        Raises `ExpertFailed` where torch or one's own model gave up, `OutOfMemory` if for that reason, and
+        `ShapeMismatch` where one's own model answers in another shape.
         """
         try:
             with torch.inference_mode(), self.device.computing():
@@ -84,6 +84,10 @@ class HostedExpert:
             log_probs: npt.NDArray[np.float32] = self.device.fetch(answer.float())
         except (RuntimeError, MemoryError) as error:  # torch's own failures, which a GPU may tell of only at the fetch
             raise self.device.failure(self.name, error) from error
+        except ExpertError:
+            raise
+        except Exception as error:  # one's own model may raise anything at a stranger's rows, and the node must stay up
+            raise ExpertFailed(f"expert {self.name!r}: {type(error).__name__}: {error}") from error
         if tuple(answer.shape) != (*tokens.shape, BYTE_VALUES):
             raise ShapeMismatch(
                 f"expert {self.name!r} answered {list(answer.shape)} to {list(tokens.shape)}, which asks for "
@@ -92,8 +96,11 @@ class HostedExpert:
         return log_probs
 
     def train_step(self) -> float:
-        """One training step; returns its loss in bits per byte. Raises `TrainingDiverged`."""
-        return self.trainer.step() if self.study is None else self.study.step()
+        """One training step; returns its loss in bits per byte. Raises `TrainingDiverged` and `ExpertFailed`."""
+        try:
+            return self.trainer.step() if self.study is None else self.study.step()
+        except (RuntimeError, MemoryError) as error:
+            raise self.device.failure(self.name, error) from error
 
     def save(self) -> bytes:
         """Store everything needed to go on; returns the content hash."""

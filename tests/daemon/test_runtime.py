@@ -165,14 +165,16 @@ async def test_refusals_reach_the_caller(
 async def test_an_expert_that_fails_does_not_take_the_worker_with_it(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, hosted: HostedExpert, tmp_path: Path
 ) -> None:
-    """Its callers get its error, the other expert goes on being served."""
+    """Its callers get its error, its training ends; the other expert goes on being served and trained."""
     own = ExpertSpec(name="own", factory="torch.nn:Linear", options={"in_features": 3, "out_features": 5})
     broken = open_hosted(own, load_corpus("tables"), TrainingConfig(rows=2, length=8), tmp_path, seed=1)
-    runtime = make_runtime(hosted, broken, training_share=0.0)
+    runtime = make_runtime(hosted, broken)
     await nursery.start(runtime.run)
     with pytest.raises(ExpertFailed):
         await runtime.forward("own", TOKENS, caller=b"v", stake_share=0, deadline=FAR)
     assert (await ask(runtime)).shape == (2, 8, 256)
+    await trio.sleep(5)
+    assert [one.is_training for one in runtime.load().experts] == [True, False]
 
 
 async def test_training_that_diverged_stops_and_serving_goes_on(

@@ -59,10 +59,19 @@ def test_a_checkpoint_that_is_not_its_own_is_set_aside(tmp_path: Path, damage: s
 
 
 def test_a_model_of_ones_own_that_fails_is_an_expert_error(tmp_path: Path) -> None:
-    """Wrong dtypes inside it give `ExpertFailed`; an answer of another shape gives `ShapeMismatch`."""
+    """Whatever it raises inside gives `ExpertFailed`, and so does its training; another shape gives `ShapeMismatch`."""
     own = ExpertSpec(name="own", factory="torch.nn:Linear", options={"in_features": 3, "out_features": 5})
     with pytest.raises(ExpertFailed, match="own"):
         host(tmp_path, own).forward(TOKENS)
+    with pytest.raises(ExpertFailed, match="own"):
+        host(tmp_path, own).train_step()
+    two = ExpertSpec(
+        name="two",
+        factory="torch.nn:Bilinear",
+        options=dict.fromkeys(("in1_features", "in2_features", "out_features"), 2),
+    )
+    with pytest.raises(ExpertFailed, match="TypeError"):
+        host(tmp_path, two).forward(TOKENS)
     flat = ExpertSpec(name="flat", factory="torch.nn:Flatten")
     with pytest.raises(ShapeMismatch, match=r"answered \[2, 10\]"):
         host(tmp_path, flat).forward(TOKENS)
