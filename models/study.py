@@ -109,6 +109,7 @@ class Study:
         self.config = config
         self.steps = 0  # optimizer steps made, those of branches that were given up among them
         self._check = check
+        check.sample("train", np.random.default_rng(seed), 1, trainer.config.length + 1)  # refuse text too short now
         self._seed = seed
         self._asking_rng = np.random.default_rng((seed, 1))
         self._rng = np.random.default_rng((seed, 2))
@@ -150,9 +151,9 @@ class Study:
     # the caller's side
 
     def question(self) -> Question | None:
-        """What to ask next, or None where nothing is wanted now."""
+        """What to ask next, or None where nothing is wanted now: while nobody trains, answers pile up unread."""
         with self._lock:
-            return self._next_question()
+            return self._next_question() if len(self._inbox) < self.config.bank_lessons else None
 
     def _next_question(self) -> Question | None:
         while self._to_scout:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from moed.models.corpora import Blend, Corpus, Tokens, excerpt, load_corpus, set_apart
-from moed.models.errors import InvalidAnswer
+from moed.models.errors import CorpusUnavailable, InvalidAnswer
 from moed.models.experiments.members import Answering
 from moed.models.experts import ExpertSpec, build_expert
 from moed.models.lessons import read_lesson
@@ -107,6 +107,28 @@ def test_teachers_may_leave_at_any_moment(tables: Corpus) -> None:
     study.set_teachers(())
     study.step()
     assert teacher_of(study) is None
+
+
+def test_answers_that_nobody_reads_do_not_pile_up(tables: Corpus) -> None:
+    """While the worker trains nothing, only so many questions are asked; when it goes on, so do they."""
+    study = make_study(tables)
+    good = CountedExpert(tables)
+    learn(study, {"good": good}, 60)
+    asked = 0
+    while (question := study.question()) is not None:
+        study.take(question, good.answer(question.tokens))
+        asked += 1
+    assert asked == CONFIG.bank_lessons
+    study.step()
+    assert study.question() is not None
+
+
+def test_too_little_text_is_refused_at_once(tables: Corpus) -> None:
+    """And not when the first question is drawn from it."""
+    own, check = set_apart(excerpt(tables, 200), 0.1)
+    module = build_expert(ExpertSpec(name="student", options=dict(TINY)), 1).module
+    with pytest.raises(CorpusUnavailable, match="25 bytes"):
+        Study(Trainer(module, own, TRAINING, 1), check, CONFIG, 1)
 
 
 def test_the_lesson_is_checked(tables: Corpus) -> None:
