@@ -146,6 +146,7 @@ def _miner(node: Surroundings) -> Role:
 
 def _validator(node: Surroundings) -> Role:
     from moed.models.capacity import measure_devices
+    from moed.models.errors import CorpusUnavailable, ModelRefused
     from moed.models.gate import GateConfig
     from moed.models.plans import ValidatorConfig
     from moed.models.validation import ValidatorBrain
@@ -163,7 +164,10 @@ def _validator(node: Surroundings) -> Role:
         raise ConfigError(f"[validator]: {error}", "correct it in the configuration") from error
     # the stream is private: a miner that knew the seed would know what it will be asked
     locks: list[Lock | Corpus] = [*_validation_texts(node.config), *_own_locks(section.locks)]
-    brain = ValidatorBrain(locks, settings, seed=secrets.randbits(63))
+    try:
+        brain = ValidatorBrain(locks, settings, seed=secrets.randbits(63))
+    except (CorpusUnavailable, ModelRefused) as error:
+        raise ConfigError(f"[validator]: {error}", "correct it in the configuration") from error
     devices = measure_devices()
     validator = Validator(node.chain, node.peers, node.discovery, brain, node.identity.public_key)
 
@@ -195,7 +199,7 @@ def prepare_torch(config: Config) -> Device:
 
 
 def _open_expert(section: ExpertSection, config: Config, device: Device) -> HostedExpert:
-    from moed.models.errors import ModelRefused
+    from moed.models.errors import CorpusUnavailable, ModelRefused
     from moed.models.hosting import open_hosted
     from moed.models.training import TrainingConfig
 
@@ -215,7 +219,7 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
             device=device,
             trains_itself=section.train,
         )
-    except ModelRefused as error:
+    except (CorpusUnavailable, ModelRefused) as error:
         raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
 
 

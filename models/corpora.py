@@ -154,6 +154,8 @@ def load_corpus(domain: str, files: Sequence[Path] = ()) -> Corpus:
         raise CorpusUnavailable(domain, "it is not built in", f"use one of {', '.join(DOMAINS)}, {_NAME_FILES}")
     texts = _without_repeats(_bounded(_read_files(domain, files) if files else _texts(domain)))
     total = sum(map(len, texts))
+    if total == 0 and files:
+        raise CorpusUnavailable(domain, "its files are empty", "give it more text")
     if total == 0:
         raise CorpusUnavailable(domain, "this Python does not carry it", _remedy(domain))
     block = BLOCK_BYTES if total >= SMALL_CORPUS_BYTES else BLOCK_BYTES // 4

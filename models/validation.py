@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .answers import ReadAnswers, read_answers
-from .corpora import Corpus, Split, Tokens
+from .corpora import SPLITS, Corpus, Split, Tokens
 from .decoys import plant_decoys
-from .errors import CheckpointCorrupt, NotEnoughAnswers
+from .errors import CheckpointCorrupt, ModelRefused, NotEnoughAnswers
 from .gate import Gate, choose, decision_scores
 from .judging import Judging
 from .likeness import draw_canaries
@@ -55,8 +55,10 @@ class ValidatorBrain:
     def __init__(
         self, locks: Sequence[Lock | Corpus], config: ValidatorConfig, seed: int, *, gate_seed: int = 0
     ) -> None:
+        """Raises `ModelRefused` and `CorpusUnavailable` for locks that cannot be asked about."""
         self.config = config
         self.locks = tuple(as_lock(one) for one in locks)
+        _check_locks(self.locks, config.length)
         self.baseline = Baseline(self.locks, seed=seed, length=config.length)
         self.gate = Gate(config.gate, task_count=len(self.locks), seed=gate_seed)
         self.scores = ScoreBook(config.score_alpha)
@@ -370,3 +372,13 @@ class ValidatorBrain:
             self.batches_learned = int(stored["batches_learned"])
         except (RuntimeError, KeyError, ValueError) as error:  # other names, shapes or lengths
             raise CheckpointCorrupt(f"the stored gate is of another configuration: {error}") from error
+
+
+def _check_locks(locks: Sequence[Lock], length: int) -> None:
+    """Raise `ModelRefused` for two locks of one name, and `CorpusUnavailable` where a split has no row so long."""
+    names = [lock.name for lock in locks]
+    if len(set(names)) < len(names):
+        raise ModelRefused(f"two locks are called {max(names, key=names.count)!r}; give each its own name")
+    for lock in locks:
+        for split in SPLITS:
+            lock.draw(split, np.random.default_rng(0), 1, length)

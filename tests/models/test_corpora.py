@@ -80,6 +80,10 @@ def test_missing_and_tiny_files_are_refused(tmp_path: Path) -> None:
         load_corpus("own", [tmp_path / "gone.txt"])
     small = tmp_path / "small.txt"
     small.write_text("one line\n")
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(CorpusUnavailable, match="files are empty"):
+        load_corpus("own", [empty])
     with pytest.raises(CorpusUnavailable, match="split empty"):
         load_corpus("own", [small])
 

@@ -11,7 +11,7 @@ import torch
 
 from moed.models.checkpoint import load_checkpoint, save_checkpoint
 from moed.models.corpora import Corpus, load_corpus
-from moed.models.errors import CheckpointCorrupt, NotEnoughAnswers
+from moed.models.errors import CheckpointCorrupt, CorpusUnavailable, ModelRefused, NotEnoughAnswers
 from moed.models.evaluation import held_out_losses, held_out_plans
 from moed.models.gate import GateConfig
 from moed.models.generation import Completion, SamplingConfig
@@ -50,6 +50,14 @@ def trained(corpora: list[Corpus], experts: dict[int, CountedExpert]) -> Validat
         plan = brain.plan()
         brain.learn(plan, ask(experts, plan))
     return brain
+
+
+def test_locks_that_cannot_be_asked_about_are_refused_at_once(corpora: list[Corpus]) -> None:
+    """Two of one name could not be told apart in a plan; a row longer than the text would fail in the middle of one."""
+    with pytest.raises(ModelRefused, match="two locks are called 'prose'"):
+        ValidatorBrain([corpora[0], corpora[1], corpora[0]], SMALL, 1)
+    with pytest.raises(CorpusUnavailable, match="16385 bytes in a row"):
+        ValidatorBrain(corpora, ValidatorConfig(length=1 << 14), 1)
 
 
 def test_the_mixture_beats_its_members_and_routes(trained: ValidatorBrain, experts: dict[int, CountedExpert]) -> None:

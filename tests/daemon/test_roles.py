@@ -1,0 +1,52 @@
+"""What a role's configuration asks for and cannot have is said before the node takes part, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moed.daemon.chain import Chain
+from moed.daemon.config import load_config
+from moed.daemon.config_example import render_default
+from moed.daemon.discovery import Discovery
+from moed.daemon.errors import ConfigError
+from moed.daemon.network.dht import Dht
+from moed.daemon.network.peers import Peers
+from moed.daemon.node import now_ms
+from moed.daemon.roles import Surroundings, take_role
+from moed.daemon.store import Store
+from support.chains import key, make_genesis
+
+GENESIS = make_genesis((60,))
+NOTES = [f"note-{number}.txt" for number in range(60)]
+MINER = f"""
+[[experts]]
+name = "own"
+files = {NOTES}
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "values", "more", "words"),
+    [
+        ("validator", {"sequence_bytes": 1 << 15}, "", "32769 bytes in a row"),
+        ("miner", {}, MINER, "bytes in a row"),
+    ],
+    ids=["rows longer than the text", "text shorter than a row"],
+)
+def test_text_that_is_too_short_is_named(
+    role: str, values: dict[str, int], more: str, words: str, tmp_path: Path
+) -> None:
+    """Not when the first row is drawn, in the middle of the work."""
+    for name in NOTES:
+        (tmp_path / name).write_text(f"{name} is a short note and has one line\n")
+    text = render_default({"role": role, **values})
+    (tmp_path / "config.toml").write_text(text + more)
+    config = load_config(tmp_path, environ={})
+    peers = Peers(key(1), GENESIS.network_id)
+    discovery = Discovery(Dht(key(1), GENESIS.network_id), peers, key(1).node_id)
+    with Store(tmp_path / "chain.db", GENESIS) as store:
+        chain = Chain(store.load_head(), store, key(1), None, now_ms=now_ms)
+        with pytest.raises(ConfigError, match=words):
+            take_role(Surroundings(config, key(1), chain, peers, discovery))
