@@ -25,7 +25,8 @@ from trio.testing import MockClock
 from benchmarks.report import Row, Spread, print_report
 from benchmarks.rpc.anchor import has_hivemind
 from moed.daemon.network.library import open_loop
-from moed.daemon.simulation.datagrams import VirtualNetwork, same_schedule
+from moed.daemon.simulation.datagrams import VirtualNetwork
+from moed.daemon.simulation.schedule import same_schedule
 
 from . import hivemind_peers, loopback, ours, stock
 from .ours import Gets

@@ -20,7 +20,8 @@ import trio
 from moed.daemon.expert_grid import GridDirectory, grid_topics
 from moed.daemon.network.dht import Dht
 from moed.daemon.network.library import open_loop
-from moed.daemon.simulation.datagrams import VirtualNetwork, VirtualPort, same_schedule
+from moed.daemon.simulation.datagrams import VirtualNetwork, VirtualPort
+from moed.daemon.simulation.schedule import same_schedule
 from moed.models.beam import NOBODY, Grid, search
 from moed.protocol.identity import Identity
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import trio
 
-from moed.daemon.simulation.datagrams import same_schedule
+from moed.daemon.simulation.schedule import same_schedule
 from moed.models.beam import Grid
 from moed.models.digits import PREFIX, DigitsConfig, Learner, StepReport, load_digits
 

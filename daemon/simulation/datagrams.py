@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import importlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from itertools import count
-from typing import Any
 
 import trio
 
@@ -116,15 +113,3 @@ class VirtualPort:
     def _take(self, data: bytes, source: Address) -> None:
         self._arrived.append((data, source))
         self._news.set()
-
-
-@contextmanager
-def same_schedule(seed: int) -> Iterator[None]:
-    """Make trio's choice among tasks that are ready the same in every run (trio shuffles them on purpose)."""
-    run: Any = importlib.import_module("trio._core._run")  # there is no public way
-    before = run._r, run._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001  # there is no public way
-    run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = random.Random(seed), True  # noqa: S311, SLF001
-    try:
-        yield
-    finally:
-        run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = before  # noqa: SLF001

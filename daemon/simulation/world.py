@@ -9,8 +9,6 @@ that became final: the same seed gives the same hash.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -32,6 +30,7 @@ from .disk import SimulatedStore
 from .faults import FaultPlan, Profile, draw_plan
 from .network import Network
 from .node import EPOCH_MS, SimulatedNode
+from .schedule import same_schedule
 from .witness import InvariantBroken as InvariantBroken
 from .witness import Witness
 
@@ -265,23 +264,10 @@ def simulate(
         return await World(seed, nodes, hours, plan).live()
 
     try:
-        with _repeatable_order(seed):
+        with same_schedule(seed):
             return trio.run(life, clock=trio.testing.MockClock(autojump_threshold=0))
     except* InvariantBroken as group:
         raise _first(group) from None
-
-
-@contextmanager
-def _repeatable_order(seed: int) -> Iterator[None]:
-    """trio shuffles ready tasks by its own random object: seeded, and sorted first, the order is part of the life."""
-    scheduler: Any = trio._core._run  # noqa: SLF001  # the switch that hypothesis uses; there is no public one
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
-    scheduler._r.seed(seed)  # noqa: SLF001
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # noqa: SLF001
 
 
 def _first(group: BaseExceptionGroup[InvariantBroken]) -> InvariantBroken:

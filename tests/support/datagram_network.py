@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import trio
 
@@ -86,15 +83,3 @@ class MemoryPort:
             self._arriving = [each for each in self._arriving if each[0] > now_s]
             if due:
                 return [(data, source) for _, data, source in due]
-
-
-@contextmanager
-def same_schedule(seed: int) -> Iterator[None]:
-    """Make trio's choice among tasks that are ready the same in every run; trio shuffles them on purpose."""
-    run: Any = importlib.import_module("trio._core._run")  # there is no public way
-    before = run._r, run._ALLOW_DETERMINISTIC_SCHEDULING
-    run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = random.Random(seed), True
-    try:
-        yield
-    finally:
-        run._r, run._ALLOW_DETERMINISTIC_SCHEDULING = before

@@ -11,11 +11,12 @@ from trio.testing import MockClock
 from moed.daemon.network.dht import Dht
 from moed.daemon.network.library import open_loop
 from moed.daemon.network.routing import Peer
+from moed.daemon.simulation.schedule import same_schedule
 from moed.protocol import queries
 from moed.protocol.envelope import HEADER_BYTES, MAX_AMPLIFICATION, MAX_DATAGRAM_BYTES
 from moed.protocol.queries import Contact
 from moed.protocol.records import PeerRecord, key_of_peer
-from support.datagram_network import DatagramNetwork, same_schedule
+from support.datagram_network import DatagramNetwork
 from support.dht_nodes import EPOCH_S, VirtualNodes, identity
 
 
