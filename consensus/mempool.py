@@ -7,8 +7,9 @@ behind a gap, or behind something that may not apply, is kept only as long as th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from moed.protocol.domains import Domain, tagged_hash
 
@@ -36,7 +37,8 @@ MAX_POOL_BYTES = 1 << 22
 """Encoded; of transactions that pay for their place."""
 MAX_PER_SENDER = 64
 MAX_REGISTRATIONS = 2_000
-"""Keys without credit, of which there is no end, wait in a room of their own."""
+"""Keys without credit, of which there is no end, wait in a room of their own; those for whom a sponsor pays the fee, in
+another, and they go first."""
 MAX_EVIDENCE = 256
 """Reported by others than permit holders."""
 MAX_DUTY_BYTES = 2 * MAX_TRANSACTION_BYTES
@@ -108,6 +110,7 @@ class Mempool:
         self._height = 0
         self._paying = _Room("transactions", MAX_TRANSACTIONS, MAX_POOL_BYTES)
         self._registrations = _Room("registrations", MAX_REGISTRATIONS, MAX_POOL_BYTES // 4)
+        self._sponsored = _Room("sponsored registrations", MAX_REGISTRATIONS, MAX_POOL_BYTES // 4)
         self._evidence = _Room("evidence", MAX_EVIDENCE, MAX_POOL_BYTES // 4)
         self._loose = _Room("transactions behind others", MAX_LOOSE, MAX_LOOSE_BYTES)
         self._duties: dict[bytes, _Room] = {}
@@ -160,13 +163,21 @@ class Mempool:
         urgent = {sender: _urgent(run, self._duties.get(sender), self._evidence) for sender, run in runs.items()}
         for sender in sorted((one for one in order if urgent[one]), key=lambda one: not _accuses(runs[one])):
             yield from (entry.transaction for entry in runs[sender][: urgent[sender]])
+        yield from self._in_turn({sender: runs[sender][urgent[sender] :] for sender in order})
+
+    def _in_turn(self, runs: Mapping[bytes, list[_Waiting]]) -> Iterator[SignedTransaction]:
+        """What is not urgent; registrations that a sponsor pays for come first, so that no crowd keeps them out."""
+        paid = {sender: list(takewhile(lambda one: one.room is self._sponsored, run)) for sender, run in runs.items()}
         registrations = 2 * self._params.max_registrations_per_block
-        for sender in order:
-            for entry in runs[sender][urgent[sender] :]:
+        cut: set[bytes] = set()
+        for sender, run in (*paid.items(), *((sender, run[len(paid[sender]) :]) for sender, run in runs.items())):
+            for entry in run:
                 if isinstance(entry.transaction.body, _REGISTRATIONS):
                     registrations -= 1
                     if registrations < 0:
-                        break
+                        cut.add(sender)
+                if sender in cut:
+                    break
                 yield entry.transaction
 
     def discard(self, transaction: SignedTransaction) -> None:
@@ -226,7 +237,7 @@ class Mempool:
             room.require(size_bytes)
         if room is self._paying:
             apply(line.tried, transaction, params=self._params, height=line.height + 1)
-        elif room is self._registrations:
+        elif room in (self._registrations, self._sponsored):
             self._require_price(line, transaction)
         self._put_in(line, _Waiting(transaction, since_height, size_bytes, room))
         if room is not self._paying and transaction.nonce == read_account(line.tried, transaction.sender).nonce:
@@ -246,7 +257,9 @@ class Mempool:
             return self._evidence if transaction.nonce == line.account.nonce else self._loose
         if not line.is_firm or transaction.nonce != read_account(line.tried, sender).nonce:
             return self._loose
-        return self._registrations if isinstance(body, _REGISTRATIONS) else self._paying
+        if isinstance(body, Sponsor):
+            return self._sponsored
+        return self._registrations if isinstance(body, Register) else self._paying
 
     def _require_price(self, line: _Line, transaction: SignedTransaction) -> None:
         """Raise unless the sender's key may have a uid and can pay for it; whether a slot is free the block shows."""
@@ -267,7 +280,7 @@ class Mempool:
             self._loose_ones[sender, nonce] = None
             while room.count > room.max_count or room.held_bytes > room.max_bytes:
                 self._give_way()
-        elif room not in (self._paying, self._registrations, self._evidence):
+        elif room not in (self._paying, self._registrations, self._sponsored, self._evidence):
             self._duties[sender] = room
 
     def _take_out(self, line: _Line, nonce: int) -> _Waiting:

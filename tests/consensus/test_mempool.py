@@ -257,6 +257,26 @@ def test_free_registrations_crowd_out_neither_evidence_nor_weights() -> None:
         pool.add(signed(head, key(78), offence(Head.at_genesis(head.genesis), 1)), head.state, head.height)
 
 
+def test_who_is_sponsored_passes_the_crowd() -> None:
+    """A fee of somebody with credit goes before any number of keys that pay nothing; what follows waits its turn."""
+    params = ChainParams(max_registrations_per_block=2, fee_per_byte=1)
+    head = Head.at_genesis(make_genesis((60, 40), balances=(10**9,), params=params))
+    pool = Mempool(params)
+    crowd(head, pool)
+    for nonce, number in enumerate((60, 61)):
+        consent = sign_consent(key(number), head.network_id, key(3).public_key)
+        sent = signed(head, key(3), Sponsor(key=key(number).public_key, consent=consent), 2 * nonce)
+        after = pay(head, 3, 2 * nonce + 1)
+        for one in (sent, after):
+            pool.add(one, head.state, head.height)
+        found = list(pool.candidates(head.state))
+        assert found[0] == sent
+        assert found.count(after) == 1
+        grow(head, BOTH, [sent, after])
+        pool.prune(head.state, head.height)
+        assert read_account(head.state, key(number).public_key).uid is not None
+
+
 def test_a_permit_holder_fills_its_own_room_alone() -> None:
     """Rows of weights that will never apply take the place of its own duties, and of nobody else's."""
     head, pool = new_head(), Mempool(PARAMS)
@@ -314,7 +334,14 @@ def test_whatever_comes_and_goes_the_rooms_add_up(steps: list[tuple[str, int, in
         else:
             with suppress(InvalidTransaction):
                 pool.add(one, head.state, head.height)
-        rooms = [pool._paying, pool._registrations, pool._evidence, pool._loose, *pool._duties.values()]
+        rooms = [
+            pool._paying,
+            pool._registrations,
+            pool._sponsored,
+            pool._evidence,
+            pool._loose,
+            *pool._duties.values(),
+        ]
         entries = [entry for line in pool._lines.values() for entry in line.entries.values()]
         assert len(pool) == len(entries) == sum(room.count for room in rooms)
         assert sum(entry.size_bytes for entry in entries) == sum(room.held_bytes for room in rooms)
