@@ -92,8 +92,6 @@ class Branch(Record, frozen=True, kw_only=True):
         """The root of the state in which the bucket of ``key`` is this one."""
         index = _prefix(_bits_of(key), len(self.siblings))
         found = _bucket_hash({entry.key: entry.value_hash for entry in self.bucket})
-        if any(one.key >= two.key for one, two in pairwise(self.bucket)):
-            raise Malformed("the keys of a bucket must rise")
         for sibling in self.siblings:
             pair = (found, sibling) if index % 2 == 0 else (sibling, found)
             found, index = hash_pair(Domain.STATE_NODE, *pair), index >> 1

@@ -1,4 +1,4 @@
--- The chain database, first version. Every later change is a file of its own in the list of daemon/store.py.
+-- The chain database, first version. Every later change is a file of its own in the list of daemon/database.py.
 CREATE TABLE blocks (
     height   INTEGER PRIMARY KEY,
     hash     BLOB NOT NULL,
