@@ -17,7 +17,7 @@ from .evidence import Evidence
 from .params import U16, NonNegative, Positive
 
 MAX_TRANSACTION_BYTES = 1 << 16
-"""Room for a full row of weights; everything else is a few hundred bytes."""
+"""Room for a row of 9,000 weights; everything else is a few hundred bytes."""
 
 MAX_MEMO_BYTES = 1_024
 COMMITMENT_BYTES = 32

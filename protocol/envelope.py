@@ -97,7 +97,7 @@ class Opener:
 
     Memory is bounded: two generations of at most ``max_remembered`` datagrams, turned over when the older one
     has left the time window, or early when the newer one is full. So a replay is always refused while fewer than
-    ``max_remembered`` valid datagrams arrive in `WINDOW_S`; beyond that the time window alone bounds it.
+    ``max_remembered`` valid datagrams arrive in two `WINDOW_S`; beyond that the time window alone bounds it.
     """
 
     def __init__(self, node_id: bytes, network_id: bytes, *, max_remembered: int = 16_384) -> None:
