@@ -32,11 +32,16 @@ check: install
 	$(BIN)/mypy
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 
+# side by side, a file at a time, on as many cores as there are up to four; then what wants the machine for itself
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow and not alone"
+	$(BIN)/python -m pytest -q -m "alone and not slow" tests/promises
 
 test-all: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not alone"
+	$(BIN)/python -m pytest -q -m alone tests/promises
 
 coverage: install
 	$(BIN)/coverage run --data-file=$(VENV)/.coverage -m pytest -q tests/protocol tests/consensus

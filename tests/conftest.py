@@ -40,6 +40,10 @@ def published_vectors() -> Callable[[str], Any]:
     return read
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of the promises come last: their six daemons train until the end of the session."""
-    items.sort(key=lambda item: "promises" in item.path.parts)
+    """What looks at the promises' network comes last, and alone: its six daemons train until the end of the session."""
+    for item in items:
+        if "network" in getattr(item, "fixturenames", ()) and "promises" in item.path.parts:
+            item.add_marker(pytest.mark.alone)
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)

@@ -11,6 +11,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from moed.consensus.params import DEVNET
 from moed.consensus.state import change
 from moed.daemon.store import Store, verify_chain
@@ -66,6 +68,7 @@ def note(finals: dict[int, tuple[str, str]], found: dict[int, tuple[str, str]]) 
         assert finals.setdefault(height, block) == block, f"block {height} was another one before"
 
 
+@pytest.mark.slow
 def test_kills_and_cuts_fork_nothing_and_lose_nothing(tmp_path: Path) -> None:
     """Four validators; each kill is SIGKILL, every other one followed by a cut of the database's write-ahead log."""
     generator = random.Random(SEED)

@@ -7,6 +7,8 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
 from moed.consensus.params import ChainParams
 from moed.daemon.devnet import free_ports
 from moed.daemon.home import Home
@@ -87,6 +89,7 @@ def test_the_chain_waits_for_two_thirds_and_goes_on(tmp_path: Path) -> None:
         assert len({daemon.state_root_at(height + 5) for daemon in daemons}) == 1
 
 
+@pytest.mark.slow
 def test_a_network_of_one_survives_being_killed_again_and_again(tmp_path: Path) -> None:
     """`kill -9` at many moments, between signing and deciding too, never leaves a validator that waits for itself."""
     params = ChainParams(block_interval_ms=1, tempo=50, timeout_propose_ms=1_000, timeout_vote_ms=500)

@@ -30,9 +30,9 @@ def test_the_same_seed_is_the_same_life() -> None:
     [
         ("vote-twice", Profile.WEATHER),
         ("no-journal", Profile.POWER),
-        ("late-journal", Profile.POWER),
+        pytest.param("late-journal", Profile.POWER, marks=pytest.mark.slow),
         ("no-lock", Profile.SCHEDULE),
-        ("old-validators", Profile.STAKE),
+        pytest.param("old-validators", Profile.STAKE, marks=pytest.mark.slow),
     ],
 )
 def test_a_planted_bug_is_found(bug: str, profile: Profile) -> None:
