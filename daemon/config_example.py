@@ -12,10 +12,14 @@ from typing import Any
 import msgspec
 
 from .config_check import describe_field
-from .config_sections import DEFAULT_PORT, LIVE_KEYS, PLAIN_SECTIONS, ExpertSection
+from .config_sections import DEFAULT_PORT, LISTED_SECTIONS, LIVE_KEYS, PLAIN_SECTIONS, ExpertSection, LayerSection
 from .errors import ConfigError
 
 _EXAMPLE_EXPERT = ExpertSection(name="prose", domain="prose")
+_EXAMPLES: Mapping[str, ExpertSection | LayerSection] = {
+    "experts": _EXAMPLE_EXPERT,
+    "layers": LayerSection(name="ffn.[0-3].[0-7]", width=32),
+}
 _HEADER = """\
 # Configuration of one moed node. "# " starts an explanation; "#" at once before a key shows its default.
 # moed refuses a key that it does not know, and names the nearest one. Keys marked "live" are taken over by a running
@@ -62,19 +66,20 @@ def render_default(values: Mapping[str, Any], *, experts: Sequence[ExpertSection
     for name, section in PLAIN_SECTIONS:
         given = {key: values[key] for key in section.__struct_fields__ if values.get(key) is not None}
         parts.append("\n".join((f"[{name}]", f"# {section.__doc__}", *_lines(section, given, name))) + "\n")
-    parts.extend(_expert_text(expert, "") for expert in experts)
-    if not experts:
-        parts.append(_expert_text(_EXAMPLE_EXPERT, "#"))
+    parts.extend(_entry_text("experts", expert, "") for expert in experts)
+    for name, _ in LISTED_SECTIONS:
+        if name != "experts" or not experts:
+            parts.append(_entry_text(name, _EXAMPLES[name], "#"))
     return "\n".join(parts)
 
 
-def _expert_text(expert: ExpertSection, prefix: str) -> str:
+def _entry_text(name: str, entry: ExpertSection | LayerSection, prefix: str) -> str:
+    """One of the sections of which there may be several."""
+    kind = type(entry)
     given = {
-        field: getattr(expert, field)
-        for field, default in defaults_of(ExpertSection).items()
-        if getattr(expert, field) != default
+        field: getattr(entry, field) for field, default in defaults_of(kind).items() if getattr(entry, field) != default
     }
-    lines = ("[[experts]]", f"# {ExpertSection.__doc__}", *_lines(ExpertSection, given, "experts"))
+    lines = (f"[[{name}]]", f"# {kind.__doc__}", *_lines(kind, given, name))
     return "\n".join(line if line.startswith("#") else prefix + line for line in lines) + "\n"
 
 

@@ -276,6 +276,8 @@ PLAIN_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("validator", ValidatorSection),
 )
 """The sections that stand once, in the order of the file."""
+LISTED_SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (("experts", ExpertSection), ("layers", LayerSection))
+"""The sections of which there may be several; they come after the others."""
 
 LIVE_KEYS = frozenset(
     {

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .config_check import describe_field, line_of
-from .config_sections import LIVE_KEYS, PLAIN_SECTIONS, ExpertSection
+from .config_sections import LISTED_SECTIONS, LIVE_KEYS, PLAIN_SECTIONS
 from .errors import ConfigError
 
 ON_COMMAND_LINE = "on the command line"
@@ -65,15 +65,15 @@ def _value(kind: type[msgspec.Struct], field: str, text: str) -> Any:
 
 def settings_of(
     sections: Mapping[str, msgspec.Struct],
-    experts: tuple[ExpertSection, ...],
-    expert_tables: Sequence[Mapping[str, Any]],
+    lists: Mapping[str, Sequence[msgspec.Struct]],
     *,
     text: str,
     raw: Mapping[str, Any],
     environ: Mapping[str, str],
     overrides: Mapping[str, str],
 ) -> Iterator[Setting]:
-    """Every key with its value and source. ``raw`` is the file's tables, ``overrides`` the sources above them all."""
+    """Every key with its value and source. ``lists`` are the sections of which there may be several, ``raw`` is the
+    file's tables, ``overrides`` the sources above them all."""
     outside = from_environment(environ)
     for name, kind in PLAIN_SECTIONS:
         table = raw.get(name, {})
@@ -87,11 +87,12 @@ def settings_of(
             elif field in table:
                 source = f"config.toml, line {line_of(text, key)}"
             yield Setting(key, getattr(sections[name], field), source, key in LIVE_KEYS, describe_field(kind, field)[0])
-    for index, (expert, table) in enumerate(zip(experts, expert_tables, strict=False)):
-        for field in ExpertSection.__struct_fields__:
-            key = f"experts[{index}].{field}"
-            source = f"config.toml, line {line_of(text, key)}" if field in table else "default"
-            yield Setting(key, getattr(expert, field), source, False, describe_field(ExpertSection, field)[0])
+    for name, kind in LISTED_SECTIONS:
+        for index, (one, table) in enumerate(zip(lists[name], raw.get(name, ()), strict=False)):
+            for field in kind.__struct_fields__:
+                key = f"{name}[{index}].{field}"
+                source = f"config.toml, line {line_of(text, key)}" if field in table else "default"
+                yield Setting(key, getattr(one, field), source, False, describe_field(kind, field)[0])
 
 
 def settings_answer(settings: Iterable[Setting]) -> dict[str, Any]:

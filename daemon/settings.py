@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from .config import Config, load_config, parse, read_text
-from .config_sections import LIVE_KEYS, PLAIN_SECTIONS
+from .config_sections import LISTED_SECTIONS, LIVE_KEYS, PLAIN_SECTIONS
 from .config_sources import ON_COMMAND_LINE, SET_LIVE, Setting, settings_of
 from .errors import ConfigError
 from .places import CONFIG_FILE
@@ -101,20 +101,17 @@ def explain(
     """The settings of ``config``, which was read from a file with this ``text``; ``overrides`` name other sources."""
     raw = parse(config.home / CONFIG_FILE, text)
     sections = {name: getattr(config, name) for name, _ in PLAIN_SECTIONS}
-    tables = raw.get("experts", ())
-    return list(
-        settings_of(sections, config.experts, tables, text=text, raw=raw, environ=environ, overrides=overrides or {})
-    )
+    lists = {name: getattr(config, name) for name, _ in LISTED_SECTIONS}
+    return list(settings_of(sections, lists, text=text, raw=raw, environ=environ, overrides=overrides or {}))
 
 
 def _differences(old: Config, new: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(live keys, other keys) whose values differ; experts count as one key."""
+    """(live keys, other keys) whose values differ; all experts count as one key, and so do all layers."""
     keys = [
         f"{name}.{field}"
         for name, kind in PLAIN_SECTIONS
         for field in kind.__struct_fields__
         if getattr(getattr(old, name), field) != getattr(getattr(new, name), field)
     ]
-    if old.experts != new.experts:
-        keys.append("experts")
+    keys += [name for name, _ in LISTED_SECTIONS if getattr(old, name) != getattr(new, name)]
     return tuple(key for key in keys if key in LIVE_KEYS), tuple(key for key in keys if key not in LIVE_KEYS)

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from moed.daemon.config import MAX_LAYERS, Config, layer_names, load_config, write_default
 from moed.daemon.config_example import render_default, toml_value
-from moed.daemon.config_sections import PLAIN_SECTIONS, ExpertSection, NodeSection, Sections, TextDomain
+from moed.daemon.config_sections import (
+    LISTED_SECTIONS,
+    PLAIN_SECTIONS,
+    ExpertSection,
+    LayerSection,
+    NodeSection,
+    Sections,
+    TextDomain,
+)
 from moed.daemon.errors import EXIT_USAGE, ConfigError
 from moed.models.corpora import DOMAINS
 
@@ -57,10 +65,11 @@ def test_what_init_writes_is_read_back(tmp_path: Path, role: str) -> None:
 
 
 def test_every_default_in_the_example_is_the_real_one(tmp_path: Path) -> None:
-    """With each commented key made live the file means the same as an empty one, plus the example expert."""
+    """With each commented key made live the file means the same as an empty one, plus the example expert and layers."""
     live = re.sub(r"^#(?=\[|\w+ = )", "", render_default({}), flags=re.MULTILINE)
     config = read(tmp_path, live)
     assert config.experts == (ExpertSection(name="prose", domain="prose"),)
+    assert config.layers == (LayerSection(name="ffn.[0-3].[0-7]", width=32),)
     for name, _ in PLAIN_SECTIONS:
         assert getattr(config, name) == getattr(Sections(), name)
 
@@ -68,7 +77,8 @@ def test_every_default_in_the_example_is_the_real_one(tmp_path: Path) -> None:
 def test_every_key_stands_in_the_example() -> None:
     """No section has a key that the written file does not explain."""
     text = render_default({})
-    for section in (type(getattr(Sections(), name)) for name, _ in PLAIN_SECTIONS):
+    assert {name for name, _ in (*PLAIN_SECTIONS, *LISTED_SECTIONS)} == set(Sections.__struct_fields__)
+    for _, section in (*PLAIN_SECTIONS, *LISTED_SECTIONS):
         for field in section.__struct_fields__:
             assert re.search(rf"^# .*\n#?{field} =", text, re.MULTILINE), field
 

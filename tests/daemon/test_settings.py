@@ -12,6 +12,7 @@ from moed.daemon.errors import ConfigError
 from moed.daemon.settings import Settings, explain
 
 TEXT = '[node]\nport = 4800\n\n[log]\nlevel = "info"\n\n[[experts]]\nname = "mine"\ndomain = "c"\n'
+LAYER = '[[layers]]\nname = "ffn.[0-1]"\nwidth = 8\n'
 
 
 @pytest.fixture
@@ -41,6 +42,10 @@ def test_each_value_says_where_it_is_from(home: Path) -> None:
     assert (found["log.level"].value, found["log.level"].source) == ("debug", "on the command line")
     assert (found["node.grace_s"].value, found["node.grace_s"].source) == (3.0, "default")
     assert found["experts[0].name"].source == "config.toml, line 8"
+    (home / "config.toml").write_text(text + LAYER)
+    layered = by_key(explain(load_config(home, environ={}), text + LAYER, environ={}))
+    assert (layered["layers[0].width"].value, layered["layers[0].width"].source) == (8, "config.toml, line 12")
+    (home / "config.toml").write_text(text)
     in_file = by_key(explain(load_config(home, environ={}), text, environ={}))
     assert (in_file["node.port"].value, in_file["node.port"].source) == (4800, "config.toml, line 2")
 
@@ -65,9 +70,11 @@ def test_a_reload_takes_over_what_is_live(home: Path) -> None:
     settings = Settings(load_config(home, environ={}), environ={})
     heard: list[str] = []
     settings.on_change.append(lambda config: heard.append(config.log.level))
-    (home / "config.toml").write_text(TEXT.replace("4800", "4801").replace('"info"', '"error"').replace("mine", "m"))
+    (home / "config.toml").write_text(
+        TEXT.replace("4800", "4801").replace('"info"', '"error"').replace("mine", "m") + LAYER
+    )
     done = settings.reload()
-    assert (done.changed, done.waiting) == (("log.level",), ("node.port", "experts"))
+    assert (done.changed, done.waiting) == (("log.level",), ("node.port", "experts", "layers"))
     assert heard == ["error"]
     assert (settings.config.log.level, settings.config.node.port) == ("error", 4800)
     shown = by_key(settings.show())
