@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import Table, credits_of, duration, percent, rate, short, size
+from .tables import Table, credits_of, duration, exact_credits, percent, rate, short, size
 
 
 def status_parts(status: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
@@ -27,9 +27,16 @@ def status_parts(status: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
             "peers": str(status["peers"]),
             "up for": duration(status["uptime_s"]),
             "ready": "yes" if status["ready"] else "no",
+            "synced": "yes" if status["synced"] else _unsynced_words(status),
             "version": status["version"],
         }
     ]
+
+
+def _unsynced_words(status: Mapping[str, Any]) -> str:
+    if not status["heights_heard"]:
+        return "no: no peer has told its height"
+    return f"no: {_counted(status['best_known_height'] - status['height'], 'block')} to go"
 
 
 def peers_parts(peers: Sequence[Mapping[str, Any]]) -> list[Table | Mapping[str, str]]:
@@ -278,6 +285,30 @@ def _clock_words(ahead_s: float | None, clocks: int) -> str:
     return f"{abs(ahead_s):.2f} s {side} {'the middle one of ' if clocks > 1 else ''}{_counted(clocks, 'peer')}"
 
 
+def account_parts(account: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
+    """GET /v1/account."""
+    facts = {
+        "public key": account["public_key"],
+        "uid": _cell(account["uid"]),
+        "owner": account["owner"] or "itself",
+        "key expires": f"at block {account['key_expires']}" if account["key_expires"] else "never",
+        "balance": exact_credits(account["balance"]),
+        "stake behind it": exact_credits(account["stake_behind"]),
+        "next nonce": str(account["next_nonce"]),
+        "a uid costs": exact_credits(account["registration_price"]),
+    }
+    rows = [
+        [
+            short(row["pool"]),
+            _cell(row["uid"]),
+            exact_credits(row["stake"]),
+            ", ".join(f"{exact_credits(part['units'])} from block {part['release']}" for part in row["leaving"]) or "-",
+        ]
+        for row in account["positions"]
+    ]
+    return [facts, Table("Stake of this key", ("pool", ">uid", ">credits", "leaving"), rows)] if rows else [facts]
+
+
 def findings_parts(findings: Sequence[Mapping[str, str]]) -> list[Table | Mapping[str, str]]:
     """What `doctor` found."""
     if not findings:
@@ -352,7 +383,8 @@ def resources_parts(found: Mapping[str, Any]) -> list[Table | Mapping[str, str]]
         ["disk free", size(found["disk"]["free_bytes"]), "-"],
         ["open files", str(found["files"]["used"]), str(found["files"]["limit"])],
         ["CPU time", duration(found["cpu"]["seconds"]), "-"],
-        ["threads", str(found["cpu"]["threads"]), f"{found['cpu']['torch_threads']} for torch"],
+        ["threads", str(found["cpu"]["threads"]), "-"],
+        ["threads of torch", "-", str(found["cpu"]["torch_threads"])],
         ["sent to peers", size(network["sent_bytes"]), _per_second(network["upload_limit_bytes_per_s"])],
         ["received from peers", size(network["received_bytes"]), _per_second(network["download_limit_bytes_per_s"])],
         ["loop lag, longest", f"{found['loop_lag_ms']['max']:.1f} ms", "-"],

@@ -34,7 +34,11 @@ def json_option(verb: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def chain() -> None:
-    """Look after the chain database of a node."""
+    """Look after the chain database of a node.
+
+    \b
+    moed chain verify --home ~/.moed
+    """
 
 
 @contextmanager
@@ -224,7 +228,13 @@ def checkpoint(home: Path) -> None:
 
 @chain.command()
 @click.argument("account")
-@click.option("--what", type=click.Choice(["account", "stake"]), default="account", show_default=True)
+@click.option(
+    "--what",
+    type=click.Choice(["account", "stake"]),
+    default="account",
+    show_default=True,
+    help="What of ACCOUNT to prove.",
+)
 @home_option
 @plain_errors
 def prove(account: str, what: str, home: Path) -> None:

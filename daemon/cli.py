@@ -5,8 +5,8 @@ Only arguments are read here; what is heavy is imported by the verb that needs i
 
 from __future__ import annotations
 
+import gc
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,8 @@ import click
 from moed import __version__
 
 from .chain_verbs import chain
-from .errors import EXIT_FAILED, EXIT_USAGE, ConfigError
+from .devnet_verbs import devnet
+from .errors import EXIT_FAILED, EXIT_USAGE
 from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
 from .layer_verbs import LAYER_VERBS
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 HOME = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-DEVNET_FOLDER = Path(".devnet")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,7 +48,13 @@ def moed() -> None:
 
 @moed.command()
 @click.option("--home", type=HOME, required=True, help="Folder of the node; made if it is not there.")
-@click.option("--role", type=click.Choice(["follower", "miner", "validator"]), default="follower", show_default=True)
+@click.option(
+    "--role",
+    type=click.Choice(["follower", "miner", "validator"]),
+    default="follower",
+    show_default=True,
+    help="Keep the chain only, serve models too, or judge them.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), help="One number for TCP and UDP.  [default: 4700]")
 @click.option("--bootstrap", multiple=True, metavar="HOST:PORT", help="A node to join first; may be given again.")
 @click.option("--genesis", type=FILE, help="The genesis of the network to join.")
@@ -93,6 +99,8 @@ def run(home: Path, log_level: str | None) -> None:
 
     overrides = {"log.level": log_level} if log_level else {}
     config = load_config(home, overrides)
+    # a tenth of the start goes into collections that find nothing; the node turns them on once all is imported
+    gc.disable()
     from .node import run_node
 
     run_node(config, overrides)
@@ -134,7 +142,11 @@ def doctor(home: Path, as_json: bool) -> None:
 
 @moed.group()
 def config() -> None:
-    """Look at a node's configuration, whether it runs or not."""
+    """Look at a node's configuration, whether it runs or not.
+
+    \b
+    moed config show --home ~/.moed
+    """
 
 
 @config.command("check")
@@ -230,7 +242,11 @@ def run_epoch(file: Path, as_json: bool) -> None:
 
 @moed.group()
 def experiment() -> None:
-    """Play with models, and attacks against consensus, and see what holds."""
+    """Play with models, and attacks against consensus, and see what holds.
+
+    \b
+    moed experiment collusion
+    """
 
 
 def experiment_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -302,104 +318,7 @@ def _show_experiment(found: dict[str, Any], shown: list[Table], json_file: Path 
 moed.add_command(simulate)
 
 
-@moed.group()
-def devnet() -> None:
-    """Run a whole network of real daemons on this machine."""
-
-
-def network_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """The options that `devnet run` and `devnet up` share."""
-    for option in (
-        click.option("--folder", type=HOME, default=DEVNET_FOLDER, show_default=True, help="Where the homes go."),
-        click.option("--miners", type=click.IntRange(0, 64), default=4, show_default=True),
-        click.option("--validators", type=click.IntRange(1, 64), default=2, show_default=True),
-    ):
-        verb = option(verb)
-    return verb
-
-
-@devnet.command("run")
-@network_options
-@click.option("--epochs", type=click.IntRange(1), default=3, show_default=True, help="Stop when so many are final.")
-@click.option("--json", "json_file", type=FILE, help="Write the result as one JSON object to this file.")
-@plain_errors
-def devnet_run(folder: Path, validators: int, miners: int, epochs: int, json_file: Path | None) -> None:
-    """Start a network, watch it learn until some epochs are final, ask it something, and stop it.
-
-    \b
-    moed devnet run --validators 2 --miners 4 --epochs 3 --json result.json
-    """
-    from . import devnet as network
-    from .devnet_view import Screen, show_summary
-
-    # SIGTERM ends it as Ctrl-C does: the daemons are stopped on the way out
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if json_file is not None:
-        _require_writable(json_file)
-    with Screen(epochs) as screen:
-        summary = network.run(
-            folder, validators=validators, miners=miners, epochs=epochs, show=screen.show, say=screen.say
-        )
-    show_summary(summary)
-    if json_file is not None:
-        json_file.write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _require_writable(file: Path) -> None:
-    """Complain about a result file before the run that makes the result, not after."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}", "name another file with --json") from error
-
-
-@devnet.command("up")
-@network_options
-@plain_errors
-def devnet_up(folder: Path, validators: int, miners: int) -> None:
-    """Start a network and leave it running.
-
-    \b
-    moed devnet up && moectl --home .devnet/validator-0 rankings
-    """
-    from .devnet import Devnet
-    from .devnet_view import Screen
-
-    network = Devnet(folder)
-    network.create(validators=validators, miners=miners)
-    network.start()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with Screen(0) as screen:
-            for progress in network.watch_ready():
-                screen.show(progress)
-    except BaseException:  # Ctrl-C among them: no process may outlive the command that failed
-        network.stop()
-        raise
-    click.echo(f"{len(network.nodes)} nodes run under {folder}; for example: moectl --home {folder}/validator-0 status")
-    click.echo(f"stop them with: moed devnet down --folder {folder}")
-
-
-@devnet.command("down")
-@click.option("--folder", type=HOME, default=DEVNET_FOLDER, show_default=True, help="Where the homes are.")
-@plain_errors
-def devnet_down(folder: Path) -> None:
-    """Stop a network that `moed devnet up` started.
-
-    \b
-    moed devnet down
-    """
-    from .devnet import Devnet, DevnetFailed
-
-    network = Devnet(folder)
-    if not network.load():
-        click.echo(f"no network was made in {folder}")
-        return
-    complaints = network.stop()
-    if complaints:
-        raise DevnetFailed("; ".join(complaints), f"read the logs under {folder}")
-    click.echo(f"{len(network.nodes)} nodes stopped")
+moed.add_command(devnet)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -38,7 +38,12 @@ _LEVEL_COLOURS = {"warning": "yellow", "error": "red", "critical": "red"}
 @click.version_option(__version__, prog_name="moectl")
 @click.pass_context
 def moectl(context: click.Context, home: Path | None, socket: Path | None) -> None:
-    """Control and inspect a running moed daemon."""
+    """Control and inspect a running moed daemon.
+
+    \b
+    moectl status
+    moectl --home ~/.moed top
+    """
     if home is not None and socket is not None:
         raise click.UsageError("--home and --socket name two daemons; give one of them")
     context.obj = Target(home, socket)

@@ -77,7 +77,9 @@ def sql(target: Target, query: str | None, list_tables: bool, as_json: bool) -> 
 
 
 @click.command(epilog="Example: moectl wait --for synced --timeout 60 && moectl rankings")
-@click.option("--for", "state", type=click.Choice(["ready", "synced"]), default="ready", show_default=True)
+@click.option(
+    "--for", "state", type=click.Choice(["ready", "synced"]), default="ready", show_default=True, help="Which of both."
+)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds.")
 @output_options
 @click.pass_obj
@@ -178,7 +180,14 @@ def resources(target: Target, as_json: bool) -> None:
 
 
 @click.command(epilog="Example: moectl top --interval 1")
-@click.option("--interval", "interval_s", type=click.FloatRange(min=0.2), default=2.0, show_default=True)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.2),
+    default=2.0,
+    show_default=True,
+    help="Seconds from one look to the next.",
+)
 @click.option("--once", is_flag=True, help="Show it once and end.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Draw it once into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print once what it shows, as JSON.")

@@ -22,6 +22,10 @@ def keys() -> None:
 
     The work key lies in the home, signs for the node and is replaceable. An owner key lies sealed in a file that need
     not be on any machine of the network: it holds the money, and replaces work keys.
+
+    \b
+    moed keys new owner.key
+    moed keys show --home ~/.moed
     """
 
 

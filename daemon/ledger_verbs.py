@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .ctl_target import emit, output_options
 from .errors import DaemonRefused
 
 if TYPE_CHECKING:
@@ -61,44 +62,11 @@ def _wait_option(verb: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(epilog="Example: moectl account")
 @click.argument("key", required=False)
-@_json_option
+@output_options
 @click.pass_obj
 def account(target: Target, key: str | None, as_json: bool) -> None:
     """What KEY holds, by default this node's key: balance, stake, and what leaves."""
-    answer = target.client().get("/v1/account", {"key": key})
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-        return
-    from . import tables
-    from .transaction_files import credits_text
-
-    uid = "none" if answer["uid"] is None else str(answer["uid"])
-    facts = [
-        ("public key", answer["public_key"]),
-        ("uid", uid),
-        ("owner", answer["owner"] or "itself"),
-        ("key expires", f"at block {answer['key_expires']}" if answer["key_expires"] else "never"),
-        ("balance", credits_text(answer["balance"])),
-        ("stake behind it", credits_text(answer["stake_behind"])),
-        ("next nonce", str(answer["next_nonce"])),
-        ("a uid costs", credits_text(answer["registration_price"])),
-    ]
-    rows = [
-        [
-            row["pool"][:12],
-            "" if row["uid"] is None else str(row["uid"]),
-            credits_text(row["stake"]),
-            ", ".join(f"{credits_text(part['units'])} from block {part['release']}" for part in row["leaving"]),
-        ]
-        for row in answer["positions"]
-    ]
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        click.echo(f"{name:<{width}}  {value}")
-    if rows:
-        click.echo()
-        for row in [["pool", "uid", "stake", "leaving"], *rows]:
-            click.echo(f"{tables.clean(row[0]):<12}  {row[1]:>5}  {row[2]:>20}  {tables.clean(row[3])}")
+    emit(target.client().get("/v1/account", {"key": key}), as_json, "account")
 
 
 @click.group(epilog="Example: moectl tx send transfer to=8a88… amount=1.5 --wait")

@@ -196,6 +196,7 @@ class Node:
         discovery = Discovery(dht, peers, self._identity.node_id)
         role = take_role(Surroundings(self.config, self._identity, chain, peers, discovery))
         gc.freeze()  # what was imported lives as long as the process; collections need not look at it again
+        gc.enable()
         peers.add_handlers(admitted(role.handlers, chain.head.genesis.workloads))
         peers.add_handlers(receipts.handlers())
         describe = partial(self._describe, chain, role)

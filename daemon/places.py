@@ -53,17 +53,22 @@ def place_socket(home: Path, configured: str | None, environ: Mapping[str, str])
 
 def socket_of_home(home: Path, environ: Mapping[str, str] = os.environ) -> Path:
     """The socket that the daemon of ``home`` uses, read leniently: only ``[node] socket`` matters here."""
-    import tomllib
-
     home = expand(home).absolute()
-    configured = None
+    return place_socket(home, _configured_socket(home / CONFIG_FILE), environ)
+
+
+def _configured_socket(file: Path) -> str | None:
     try:
-        node = tomllib.loads((home / CONFIG_FILE).read_text("utf-8")).get("node")
+        text = file.read_text("utf-8")
+        if not any("socket" in line and not line.lstrip().startswith("#") for line in text.splitlines()):
+            return None  # most files leave it as it is, and the reader of TOML takes a while to load
+        import tomllib
+
+        node = tomllib.loads(text).get("node")
     except (OSError, ValueError, RecursionError):
-        node = None  # the daemon says what is wrong with its file; a client only looks for the socket
-    if isinstance(node, dict) and isinstance(node.get("socket"), str):
-        configured = node["socket"]
-    return place_socket(home, configured, environ)
+        return None  # the daemon says what is wrong with its file; a client only looks for the socket
+    configured = node.get("socket") if isinstance(node, dict) else None
+    return configured if isinstance(configured, str) else None
 
 
 def find_socket(home: Path | None, socket: Path | None, environ: Mapping[str, str] = os.environ) -> Path:

@@ -14,7 +14,12 @@ PATH = click.Path(path_type=Path)
 
 @click.group()
 def service() -> None:
-    """Run moed as a systemd service."""
+    """Run moed as a systemd service.
+
+    \b
+    sudo moed service install
+    moed service status
+    """
 
 
 @service.command()

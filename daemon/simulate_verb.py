@@ -21,7 +21,7 @@ PROFILES = ("weather", "power", "schedule", "treason", "stake")
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Live so many lives, from --seed on."
 )
 @click.option("--hours", type=click.FloatRange(0.1, 24 * 30), default=1.0, show_default=True, help="Of virtual time.")
-@click.option("--nodes", type=click.IntRange(1, 16), default=4, show_default=True)
+@click.option("--nodes", type=click.IntRange(1, 16), default=4, show_default=True, help="Validators in each life.")
 @click.option("--interval-ms", type=click.IntRange(100), default=12_000, show_default=True, help="Between blocks.")
 @click.option("--profile", type=click.Choice(PROFILES), help="The kind of trouble; without it each seed chooses one.")
 @click.option(

@@ -94,6 +94,12 @@ def credits_of(units: int | None) -> str:
     return "-" if units is None else f"{units / UNITS_PER_CREDIT:,.3f}"
 
 
+def exact_credits(units: int) -> str:
+    """An amount of 10⁻⁹ credits in credits with every digit, as commands take it."""
+    whole, part = divmod(units, UNITS_PER_CREDIT)
+    return f"{whole}.{part:09}".rstrip("0").rstrip(".")
+
+
 def size(count: float | None) -> str:
     """Bytes with a binary unit."""
     if count is None:

@@ -13,13 +13,14 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from moed.consensus.params import CREDIT, NonNegative
+from moed.consensus.params import NonNegative
 from moed.consensus.transactions import Body, SignedTransaction, sign_transaction
 from moed.protocol.codec import Record, decode, encode_record
 from moed.protocol.errors import Malformed, ProtocolError
 from moed.protocol.identity import Identity
 
 from .errors import ChainFileError
+from .tables import exact_credits
 
 MAX_FILE_BYTES = 1 << 18
 AMOUNTS = frozenset({"amount"})
@@ -118,13 +119,7 @@ def describe(body: Body) -> dict[str, Any]:
     """A body as builtins for people and JSON: bytes in hexadecimal, amounts in units and in credits."""
     plain = msgspec.to_builtins(body, builtin_types=(bytes,))
     shown = {name: _shown(value) for name, value in plain.items() if value is not None and value != b""}
-    return shown | {f"{name}_credits": credits_text(plain[name]) for name in AMOUNTS & shown.keys()}
-
-
-def credits_text(units: int) -> str:
-    """Units of the ledger as credits, exactly."""
-    whole, part = divmod(units, CREDIT)
-    return f"{whole}.{part:09}".rstrip("0").rstrip(".")
+    return shown | {f"{name}_credits": exact_credits(plain[name]) for name in AMOUNTS & shown.keys()}
 
 
 def read_file(path: Path) -> TransactionFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ import structlog
 from rich.console import Console
 
 from moed.consensus.params import CREDIT
-from moed.daemon import ctl, tables, top_view
+from moed.daemon import cli, ctl, tables, top_view
 from moed.daemon.client import Client
 from moed.daemon.control.api import Route
 from moed.daemon.control.routes import ROUTES
@@ -363,14 +364,29 @@ def test_wrong_usage_exits_with_3(arguments: tuple[str, ...]) -> None:
 
 
 def test_help_and_version_exit_with_0() -> None:
-    """Every verb's help ends with an example of that verb."""
+    """Both commands, without a daemon."""
     assert moectl("--version").stdout.startswith("moectl, version ")
     assert moectl("--help").returncode == 0
-    for name, command in ctl.moectl.commands.items():
-        with click.Context(command, info_name=name) as context:
-            shown = command.get_help(context)
-        assert "Example: " in shown
-        assert f" {name}" in shown.split("Example: ")[1]
+
+
+def commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[click.Command, tuple[str, ...]]]:
+    """A command and all below it, with their names."""
+    yield command, path
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from commands(below, (*path, name))
+
+
+@pytest.mark.parametrize(("root", "name"), [(ctl.moectl, "moectl"), (cli.moed, "moed")])
+def test_every_verbs_help_has_an_example_of_it(root: click.Command, name: str) -> None:
+    """With the words that lead to the verb; and every option says what it is for."""
+    for command, path in commands(root, (name,)):
+        with click.Context(command, info_name=" ".join(path)) as context:
+            shown = command.get_help(context).partition("\n")[2]
+        words = r"(moectl|moed)( --home \S+)? " + " ".join(path[1:])
+        assert re.search(words, shown), path
+        nameless = [one.name for one in command.params if isinstance(one, click.Option) and not one.help]
+        assert nameless == [], path
 
 
 def test_the_environment_names_a_socket(home: Path) -> None:

@@ -50,6 +50,8 @@ def test_an_account_is_shown_to_people_and_programs(node: SmallNode, tmp_path: P
     assert (found["balance"], found["next_nonce"], found["uid"]) == (held.balance, 5, None)
     told = say(tmp_path, "account")
     assert f"{held.balance / CREDIT:.9f}".rstrip("0") in told
+    whole = say(tmp_path, "account", key(1).public_key.hex(), "-o", "wide")
+    assert key(1).public_key.hex() in whole.partition("LEAVING")[2]
     other = json.loads(say(tmp_path, "account", key(1).public_key.hex(), "--json"))
     assert (other["uid"], other["stake_behind"], other["positions"][0]["stake"]) == (0, 60, 60)
     with pytest.raises(DaemonRefused):
