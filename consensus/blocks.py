@@ -52,6 +52,7 @@ __all__ = [
     "proposal_payload",
     "sign_proposal",
     "sign_vote",
+    "signed_share",
     "vote_payload",
 ]
 
@@ -153,6 +154,11 @@ class Proposal(Record, frozen=True, kw_only=True):
     def height(self) -> int:
         return self.block.height
 
+    @property
+    def content(self) -> tuple[bytes, int]:
+        """What it says for its round: two proposals that differ in it contradict each other."""
+        return self.block.hash, self.valid_round
+
     def check_signature(self, network_id: bytes, proposer: bytes) -> None:
         """Raise `BadSignature` unless ``proposer``, whose turn it is, signed this block for this round."""
         payload = proposal_payload(self.height, self.round, self.valid_round, self.block.hash)
@@ -213,3 +219,9 @@ def check_signatures(commit: Commit, validators: ValidatorSet, network_id: bytes
     if not is_quorum(signed, total):
         raise InvalidCommit("stake behind the commit", f"over two thirds of {total}", signed)
     return signed
+
+
+def signed_share(commit: Commit, validators: ValidatorSet) -> float:
+    """The share of the stake whose signature is in a commit, for people to read."""
+    total = total_power(validators)
+    return sum(power_of(validators, entry.validator) for entry in commit.signatures) / total if total else 0.0

@@ -65,7 +65,7 @@ class Hindsight:
             return False
         if isinstance(message, Proposal):
             author, known = past.proposals.get(message.round, (b"", None))
-            return known is not None and author not in past.told and _content(known) != _content(message)
+            return known is not None and author not in past.told and known.content != message.content
         if message.validator in past.told or not power_of(past.validators, message.validator):
             return False
         first = past.votes.get(_step_of(message))
@@ -100,10 +100,6 @@ class Hindsight:
 
 def _step_of(vote: Vote) -> _Step:
     return vote.validator, vote.round, vote.kind
-
-
-def _content(proposal: Proposal) -> tuple[int, bytes]:
-    return proposal.valid_round, proposal.block.hash
 
 
 def _without_body(proposal: Proposal) -> Proposal:

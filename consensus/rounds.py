@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from moed.protocol.errors import Malformed, Unexpected
 
-from .blocks import MAX_ROUND, NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind
+from .blocks import MAX_ROUND, NO_BLOCK, Block, Proposal, Vote, VoteKind
 from .effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from .params import ChainParams
 from .state import ValidatorSet
@@ -122,7 +122,7 @@ class Rounds:
         """Take a proposal that `check_proposal` has let pass, or one of our own; the first one of a round stays."""
         known = self.proposals.setdefault(proposal.round, proposal)
         lied: list[Effect] = []
-        if _content(known) != _content(proposal):
+        if known.content != proposal.content:
             self._contradicted.add(proposal.round)
             lied = [Equivocation(self.turn(proposal.round), known, proposal)]
         return lied + self._react()
@@ -133,7 +133,7 @@ class Rounds:
         Contents are compared, since a proposer can give the same one as many signatures as it likes.
         """
         known = self.proposals.get(proposal.round)
-        return known is not None and (_content(known) == _content(proposal) or proposal.round in self._contradicted)
+        return known is not None and (known.content == proposal.content or proposal.round in self._contradicted)
 
     def on_vote(self, vote: Vote) -> list[Effect]:
         """Take a vote. Raises `Unexpected` or `BadSignature`; then nothing changed."""
@@ -342,14 +342,3 @@ class Rounds:
     def _find_block(self, block_hash: bytes) -> Block | None:
         blocks = (proposal.block for proposal in self.proposals.values())
         return next((block for block in blocks if block.hash == block_hash), None)
-
-
-def signed_share(commit: Commit, validators: ValidatorSet) -> float:
-    """The share of the stake whose signature is in a commit, for people to read."""
-    signed = sum(power_of(validators, entry.validator) for entry in commit.signatures)
-    total = sum(member.power for member in validators.members)
-    return signed / total if total else 0.0
-
-
-def _content(proposal: Proposal) -> tuple[bytes, int]:
-    return proposal.block.hash, proposal.valid_round

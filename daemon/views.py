@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moed import __version__
-from moed.consensus.blocks import decode_block, decode_commit
+from moed.consensus.blocks import decode_block, decode_commit, signed_share
 from moed.consensus.explain import explain_reward
-from moed.consensus.rounds import signed_share
 from moed.consensus.staking import take_of
 from moed.consensus.state import (
     Neuron,

@@ -8,9 +8,19 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from moed.consensus.blocks import NO_BLOCK, Block, Commit, Proposal, Vote, VoteKind, sign_proposal, sign_vote
+from moed.consensus.blocks import (
+    NO_BLOCK,
+    Block,
+    Commit,
+    Proposal,
+    Vote,
+    VoteKind,
+    sign_proposal,
+    sign_vote,
+    signed_share,
+)
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
-from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds, signed_share
+from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction
 from moed.consensus.transition import Head
@@ -265,7 +275,7 @@ def test_a_stale_timeout_changes_nothing() -> None:
 
 
 def test_two_votes_in_one_round_are_shown_and_count_once() -> None:
-    """Equivocation is evidence, and the second vote has no weight."""
+    """Equivocation is evidence, and whoever signs two has voted once."""
     rounds = make_rounds(None)
     rounds.start()
     rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\1" * 32))
