@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .epoch_inputs import EpochInputs
 from .epoch_result import EpochResult
@@ -37,7 +38,7 @@ Row = list[tuple[int, int]]
 
 
 class _EpochBits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The types of an ``epoch_bits`` input; ranges and lengths are the epoch's own to check."""
+    """The types of an ``epoch_bits`` input; ranges, lengths and defaults are the epoch's own."""
 
     n: int
     block: int
@@ -49,20 +50,20 @@ class _EpochBits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     block_at_registration: list[int]
     weights_u16: list[Row]
     bonds_u16: list[Row]
-    commit_blocks: list[int | None] | None = None
-    yuma_version: int = 1
-    liquid_alpha: bool = False
-    classic_liquid_alpha: bool = False
-    kappa_u16: int = 32_767
-    bonds_penalty_u16: int = 65_535
-    bonds_moving_average_ppm: int = 900_000
-    alpha_low_u16: int = 45_875
-    alpha_high_u16: int = 58_982
-    alpha_sigmoid_steepness: int = 1_000
-    activity_cutoff: int = 5_000
-    owner_uid: int | None = None
-    min_stake: int = 0
-    max_allowed_validators: int = 128
+    commit_blocks: list[int | None] | UnsetType | None = UNSET
+    yuma_version: int | UnsetType = UNSET
+    liquid_alpha: bool | UnsetType = UNSET
+    classic_liquid_alpha: bool | UnsetType = UNSET
+    kappa_u16: int | UnsetType = UNSET
+    bonds_penalty_u16: int | UnsetType = UNSET
+    bonds_moving_average_ppm: int | UnsetType = UNSET
+    alpha_low_u16: int | UnsetType = UNSET
+    alpha_high_u16: int | UnsetType = UNSET
+    alpha_sigmoid_steepness: int | UnsetType = UNSET
+    activity_cutoff: int | UnsetType = UNSET
+    owner_uid: int | UnsetType | None = UNSET
+    min_stake: int | UnsetType = UNSET
+    max_allowed_validators: int | UnsetType = UNSET
 
 
 class _Sequence(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +80,8 @@ def inputs_of(given: Mapping[str, Any]) -> EpochInputs:
         form = msgspec.convert(dict(given), _EpochBits, strict=True)
     except msgspec.ValidationError as error:
         raise InvalidEpochInput("input of an epoch", "an epoch_bits object", error) from error
-    return EpochInputs(**{name: getattr(form, name) for name in form.__struct_fields__})
+    fields = {name: getattr(form, name) for name in form.__struct_fields__}
+    return EpochInputs(**{name: value for name, value in fields.items() if value is not UNSET})
 
 
 def encode_inputs(inputs: EpochInputs) -> bytes:
