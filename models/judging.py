@@ -77,6 +77,8 @@ class Judging:
                 errors[uid] = PeekedAhead(f"uid {uid}: {self.decoys.evidence(uid)}")
             elif uid in copies:
                 original = copies[uid]
-                likeness = self.likeness.likeness(uid, original)
-                errors[uid] = CopiedAnswer(f"uid {uid} answers canaries as uid {original} does ({likeness:.3f})")
+                alike, missing = self.likeness.likeness(uid, original), self.likeness.missing(original, uid)
+                errors[uid] = CopiedAnswer(
+                    f"uid {uid} answers canaries as uid {original} does (likeness {alike:.3f}, missing {missing:.3f})"
+                )
         return errors

@@ -10,7 +10,7 @@ from moed.models.corpora import Corpus, load_corpus
 from moed.models.experiments.members import Answering, Member, ask, train_member
 from moed.models.experiments.specialist import Altered
 from moed.models.gate import GateConfig
-from moed.models.likeness import MIN_ROWS, LikenessWatch, draw_canaries
+from moed.models.likeness import ALIKE, MAX_MISSING, MIN_ROWS, LikenessWatch, draw_canaries
 from moed.models.locks import NextByte
 from moed.models.plans import ValidatorConfig
 from moed.models.validation import ValidatorBrain
@@ -35,27 +35,47 @@ def twins(tables: Corpus) -> tuple[Member, Member]:
     return one, other
 
 
-def likeness(tables: Corpus, one: Answering, other: Answering, seed: int = 3) -> float:
+def watch_of(tables: Corpus, senior: Answering, junior: Answering, seed: int = 3) -> LikenessWatch:
+    """What is known of uid 1, the senior, and uid 2 after one batch of canaries."""
     rows = draw_canaries([NextByte(tables)], np.random.default_rng(seed), MIN_ROWS, LENGTH)
     watch = LikenessWatch()
     answers = {
-        uid: torch.from_numpy(np.array(who.answer(rows), dtype=np.float32)) for uid, who in ((1, one), (2, other))
+        uid: torch.from_numpy(np.array(who.answer(rows), dtype=np.float32)) for uid, who in ((1, senior), (2, junior))
     }
     watch.observe({uid: answer[:, 16:].flatten(0, 1) for uid, answer in answers.items()}, MIN_ROWS)
-    found = watch.likeness(1, 2)
-    assert found is not None
-    return found
+    return watch
 
 
 @pytest.mark.parametrize(("noise", "sharpness"), [(0.0, 1.0), (0.5, 1.0), (0.0, 0.8), (0.0, 1.3)])
 def test_a_disguise_does_not_hide_a_copy(
     tables: Corpus, twins: tuple[Member, Member], noise: float, sharpness: float
 ) -> None:
-    """Noise and temperature leave the answers of a relay above the threshold, an honest twin is well below it."""
-    original, twin = twins
-    watch = LikenessWatch()
-    assert likeness(tables, original, Altered(original, 5, noise=noise, sharpness=sharpness)) > watch.alike
-    assert likeness(tables, original, twin) < watch.alike - 0.05
+    """Noise and temperature leave the answers of a relay above the threshold."""
+    original, _ = twins
+    watch = watch_of(tables, original, Altered(original, 5, noise=noise, sharpness=sharpness))
+    assert (watch.likeness(1, 2) or 0) > ALIKE
+    assert watch.copies({}) == {2: 1}
+
+
+@pytest.mark.parametrize("own_share", [0.5, 0.75])
+def test_what_a_relay_mixes_in_does_not_hide_what_it_passes_on(
+    tables: Corpus, twins: tuple[Member, Member], own_share: float
+) -> None:
+    """Half and three quarters of an honest model of its own: nothing of the original is missing."""
+    original, own = twins
+    relay = Altered(original, 5, own=own, own_share=own_share)
+    watch = watch_of(tables, original, relay)
+    assert (watch.missing(1, 2) or 0) < 0.2 * MAX_MISSING
+    assert watch.copies({}) == {2: 1}
+    assert watch_of(tables, relay, original).missing(2, 1) == pytest.approx(watch.missing(1, 2))
+
+
+def test_honest_twins_are_left_alone(tables: Corpus, twins: tuple[Member, Member]) -> None:
+    """Twins of one text are well below one threshold and above the other, in both orders."""
+    watch = watch_of(tables, *twins)
+    assert (watch.likeness(1, 2) or 1) < ALIKE - 0.05
+    assert min(watch.missing(1, 2) or 0, watch.missing(2, 1) or 0) > 2 * MAX_MISSING
+    assert watch.copies({}) == watch.copies({1: 2, 2: 1}) == {}
 
 
 def test_canaries_are_no_text(tables: Corpus) -> None:
@@ -87,6 +107,8 @@ def test_an_answer_without_opinion_is_like_nobody() -> None:
     watch = LikenessWatch()
     watch.observe({1: flat, 2: flat.clone()}, MIN_ROWS)
     assert watch.likeness(1, 2) == pytest.approx(0, abs=1e-3)
+    assert watch.missing(1, 2) == 0  # which alone would accuse two that know nothing
+    assert watch.copies({}) == {}
 
 
 def test_a_validator_pays_the_original_and_not_its_relay(tables: Corpus) -> None:
