@@ -9,7 +9,6 @@ expressions. Map keys are text only, so cbor2's canonical order and RFC 8949 sec
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Collection
 from io import BytesIO
 from typing import Any, TypeVar
@@ -182,23 +181,20 @@ def _check_float(item: memoryview) -> None:
             pass  # beyond that format
 
 
-class _Encoder(threading.local):
-    """One cbor2 encoder for each thread: making one takes longer than most messages do."""
-
-    def __init__(self) -> None:
-        self.cbor = cbor2.CBOREncoder(BytesIO(), canonical=True)
-
-
-_encoder = _Encoder()
+_idle: list[cbor2.CBOREncoder] = []
+"""Encoders that nobody uses now, since making one takes longer than most messages do. Who encodes takes one out, so no
+two threads ever have the same."""
 
 
 def encode(value: Any) -> bytes:
     """The deterministic CBOR of a builtin value; the keys of a dict are text."""
     try:
-        return _encoder.cbor.encode_to_bytes(value)
-    except BaseException:
-        _encoder.__init__()  # type: ignore[misc]  # it remembers the containers that it was in
-        raise
+        encoder = _idle.pop()
+    except IndexError:
+        encoder = cbor2.CBOREncoder(BytesIO(), canonical=True)
+    encoded = encoder.encode_to_bytes(value)  # one that fails is not used again: it remembers the containers it was in
+    _idle.append(encoder)
+    return encoded
 
 
 def decode(data: bytes | bytearray | memoryview, *, max_bytes: int = MAX_RECORD_BYTES) -> Any:
