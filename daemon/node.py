@@ -49,7 +49,8 @@ from .roles import Role, Surroundings, take_role
 from .settings import Settings
 from .signer import Signer
 from .snapshot_shelf import Shelf
-from .snapshot_sync import SnapshotSync, checkpoint_of
+from .snapshot_sync import SnapshotSync
+from .step_sync import checkpoint_of
 from .store import Store
 from .supervise import forever, heed_signals
 from .views import NodeView, peer_class

@@ -91,21 +91,34 @@ class Shelf:
     async def after_block(self, head: Head, *, is_latest: bool) -> None:
         """Where an epoch ended: keep the proof of its validators and, of the ``is_latest`` block, pin the state.
 
-        The caller must not put another block into the store meanwhile. Raises `StoreFailed`.
+        The caller must not put another block into the store meanwhile. Raises `StoreFailed` if the proof cannot be
+        kept; without a snapshot the chain goes on.
         """
         if head.header is None or head.height % self._tempo:
             return
         await self._run_blocking(self._store.keep_step, head)
         if is_latest:
-            pinned = _Pinned(head.header, head.commit, await self._run_blocking(PinnedState, self._store.path))
-            try:
-                self._send.send_nowait(pinned)
-            except trio.WouldBlock:
-                pinned.state.close()
+            await self._pin(head.header, head.commit)
+
+    async def _pin(self, header: Header, commit: Commit) -> None:
+        try:
+            state: PinnedState = await self._run_blocking(PinnedState, self._store.path)
+        except StoreFailed as error:
+            logger.warning("snapshot.failed", height=header.height, reason=str(error))
+            return
+        try:
+            self._send.send_nowait(_Pinned(header, commit, state))
+        except trio.WouldBlock:
+            state.close()
 
     async def run(self) -> None:
         """Take up what is in the folder, then write what is pinned, until cancelled."""
-        for path in await self._run_blocking(self._left_here):
+        try:
+            left_here = await self._run_blocking(self._left_here)
+        except OSError as error:
+            logger.warning("snapshot.failed", height=None, reason=f"{self._folder}: {error.strerror}")
+            left_here = []
+        for path in left_here:
             await self._take_up(path)
         async for pinned in self._receive:
             path = self._folder / f"{pinned.header.height}{SUFFIX}"

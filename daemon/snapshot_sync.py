@@ -8,7 +8,8 @@ cut off. Pieces lie in files by their hashes until they are put together, so who
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,7 @@ import structlog
 import trio
 
 from moed.consensus.errors import RuleBroken
-from moed.consensus.light import Checkpoint, LightChain
-from moed.consensus.params import ChainParams
+from moed.consensus.light import Checkpoint
 from moed.consensus.proofs import StateProof
 from moed.consensus.snapshots import MAX_PIECE_BYTES, Manifest, head_from, piece_hash
 from moed.consensus.state import ValidatorSet
@@ -27,9 +27,10 @@ from moed.protocol.codec import decode_record
 from moed.protocol.errors import Malformed, RemoteProtocolError
 from moed.protocol.identity import node_id_of
 
-from .errors import ConfigError, StoreFailed
+from .errors import StoreFailed
 from .gossip import Session
 from .network.errors import AnswerTooLarge, CallError, RemoteRefusal
+from .step_sync import ASK_DEADLINE_S, MAX_ANSWER_BYTES, StepSync, ask, refuse
 from .store import Store
 
 if TYPE_CHECKING:
@@ -43,34 +44,9 @@ MAX_ASKED = 8
 """Peers that are asked for snapshots."""
 MAX_OFFERS = 4
 """Manifests in one answer."""
-MAX_STEPS = 256
-ASK_DEADLINE_S = 20.0
-MAX_ANSWER_BYTES = 1 << 21
-"""Of pieces, manifests and steps: each is a MiB at most, and steps one proof longer."""
 BUSY_PAUSE_S = 0.25
 MAX_BUSY = 240
 """How often a peer may say that it is busy before it counts as one that gives nothing: a minute."""
-
-
-def checkpoint_of(text: str | None, params: ChainParams) -> Checkpoint | None:
-    """The checkpoint in a configuration, if there is one. Raises `ConfigError` if it is not at the end of an epoch."""
-    if text is None:
-        return None
-    checkpoint = Checkpoint.parse(text)
-    if checkpoint.height % params.tempo:
-        raise ConfigError(
-            f"the checkpoint in block {checkpoint.height} is not at the end of an epoch of {params.tempo} blocks",
-            "take what `moed chain checkpoint` prints on a node that you trust",
-        )
-    return checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class _Believed:
-    """A block that the validators signed, and who they were."""
-
-    step: StateProof
-    decided_by: ValidatorSet
 
 
 @dataclass(slots=True)
@@ -98,10 +74,8 @@ class SnapshotSync:
     ) -> None:
         self._store = store
         self._folder = folder
-        self._checkpoint = checkpoint
         self._run_blocking = run_blocking
-        self._light: LightChain | None = None
-        self._believed: dict[int, _Believed] = {}
+        self._steps = StepSync(store, checkpoint, run_blocking)
 
     @property
     def far_blocks(self) -> int:
@@ -110,16 +84,15 @@ class SnapshotSync:
 
     async def find(self, peers: Sequence[Session]) -> Head | None:
         """The head at a snapshot that some of ``peers`` have, or None if none of them has one that holds."""
-        if self._light is None:
-            self._light = await self._run_blocking(self._resume)
+        await self._steps.start()
         offers = await self._ask_all(peers[:MAX_ASKED])
         for offer in sorted(offers, key=lambda one: -one.manifest.height):
             for peer in offer.peers:
-                self._light = await self._climb(self._light, peer, offer.manifest.height)
-        if not self._light.has_passed_checkpoint:
+                await self._steps.climb(peer, offer.manifest.height)
+        if not self._steps.has_passed_checkpoint:
             return None
         for offer in sorted(self._of_this_chain(offers), key=self._rank, reverse=True):
-            head = await self._begin_with(offer, self._believed[offer.manifest.height].step)
+            head = await self._begin_with(offer, self._steps.believed[offer.manifest.height].step)
             if head is not None:
                 return head
         return None
@@ -128,102 +101,32 @@ class SnapshotSync:
         """Those at blocks that the validators signed; who offers another block of such a height is cut off."""
         found: list[_Offer] = []
         for offer in offers:
-            believed = self._believed.get(offer.manifest.height)
+            believed = self._steps.believed.get(offer.manifest.height)
             if believed is not None and believed.step.header.hash == offer.manifest.block_hash:
                 found.append(offer)
             elif believed is not None:
-                self._refuse_all(offer, "another block has been decided at that height")
+                _refuse_all(offer, "another block has been decided at that height")
         return found
 
     def _rank(self, offer: _Offer) -> tuple[int, int, int]:
         """First what most stake stands behind, then most peers, then the newest."""
-        stake = offer.stake(self._believed[offer.manifest.height].decided_by)
+        stake = offer.stake(self._steps.believed[offer.manifest.height].decided_by)
         return stake, len(offer.peers), offer.manifest.height
-
-    # the steps
-
-    def _resume(self) -> LightChain:
-        """Go over the steps that are on the disk; those that lead past the checkpoint on another way are dropped."""
-        light = LightChain(self._store.genesis, self._checkpoint)
-        tempo = self._store.genesis.params.tempo
-        try:
-            while steps := self._store.steps(light.next_height, tempo, MAX_STEPS, 1 << 22):
-                for step in steps:
-                    self._step(light, step)
-        except (RuleBroken, RemoteProtocolError) as error:
-            logger.warning("snapshot.steps_dropped", height=light.next_height, reason=str(error))
-            return self._restart()
-        return light
-
-    def _restart(self) -> LightChain:
-        self._store.drop_steps()
-        self._believed.clear()
-        return LightChain(self._store.genesis, self._checkpoint)
-
-    def _step(self, light: LightChain, encoded: bytes) -> None:
-        decided_by = light.validators
-        light.take(encoded)
-        assert light.last is not None
-        self._believed[light.height] = _Believed(light.last, decided_by)
-        for height in list(self._believed)[:-MAX_OFFERS]:
-            del self._believed[height]
-
-    async def _climb(self, light: LightChain, peer: Session, height: int) -> LightChain:
-        """Follow the validators up to ``height`` by what a peer tells, or as far as that holds; returns where that is.
-
-        Before the checkpoint is passed, what does not follow may as well be the fault of who told the steps before; so
-        it is tried from the genesis again.
-        """
-        for _ in range(2):
-            try:
-                await self._climb_on(light, peer, height)
-            except (RuleBroken, RemoteProtocolError) as error:
-                if light.has_passed_checkpoint:
-                    self._refuse(peer, str(error))
-                    return light
-                logger.warning("snapshot.steps_dropped", height=light.next_height, reason=str(error))
-                light = await self._run_blocking(self._restart)
-            else:
-                return light
-        self._refuse(peer, "what it tells of the validators leads past the checkpoint")
-        return light
-
-    async def _climb_on(self, light: LightChain, peer: Session, height: int) -> None:
-        while light.next_height <= height:
-            steps = await self._ask(peer, "chain.steps", {"start": light.next_height})
-            if not isinstance(steps, list):
-                raise Malformed("steps travel as a list")
-            if not steps:
-                return
-            await self._run_blocking(self._climb_some, light, steps[:MAX_STEPS])
-
-    def _climb_some(self, light: LightChain, steps: Sequence[Any]) -> None:
-        kept: list[tuple[int, bytes]] = []
-        try:
-            for step in steps:
-                if not isinstance(step, bytes):
-                    raise Malformed("a step travels as bytes")
-                self._step(light, step)
-                kept.append((light.height, step))
-        finally:
-            self._store.keep_steps(kept)
-
-    # the snapshot
 
     async def _ask_all(self, peers: Sequence[Session]) -> list[_Offer]:
         offers: dict[Manifest, _Offer] = {}
 
-        async def ask(peer: Session) -> None:
-            body = await self._ask(peer, "chain.snapshots", None)
+        async def note(peer: Session) -> None:
+            body = await ask(peer, "chain.snapshots", None)
             try:
                 for manifest in _read_manifests(body):
                     offers.setdefault(manifest, _Offer(manifest)).peers.append(peer)
             except RemoteProtocolError as error:
-                self._refuse(peer, str(error))
+                refuse(peer, str(error))
 
         async with trio.open_nursery() as nursery:
             for peer in peers:
-                nursery.start_soon(ask, peer)
+                nursery.start_soon(note, peer)
         return list(offers.values())
 
     async def _begin_with(self, offer: _Offer, step: StateProof) -> Head | None:
@@ -235,13 +138,14 @@ class SnapshotSync:
         try:
             head: Head = await self._run_blocking(self._put_together, manifest, step)
         except (RuleBroken, RemoteProtocolError) as error:
-            self._refuse_all(offer, str(error))
+            _refuse_all(offer, str(error))
             return None
         return head
 
     def _put_together(self, manifest: Manifest, step: StateProof) -> Head:
         pieces = (self._place(one).read_bytes() for one in manifest.pieces)
-        return head_from(self._store.genesis, step.header, step.commit, pieces)
+        with self._disk():
+            return head_from(self._store.genesis, step.header, step.commit, pieces)
 
     async def _get_pieces(self, offer: _Offer) -> bool:
         """Get what is not on the disk yet from all who have it, one piece at a time from each; False if some lack."""
@@ -277,7 +181,7 @@ class SnapshotSync:
                 await trio.sleep(BUSY_PAUSE_S)
                 continue
             except AnswerTooLarge as error:
-                self._refuse(peer, str(error))
+                refuse(peer, str(error))
                 return None
             except CallError as error:
                 logger.info("snapshot.piece_failed", peer=peer.node_id.hex(), reason=str(error))
@@ -289,30 +193,34 @@ class SnapshotSync:
                 and piece_hash(piece) == manifest.pieces[index]
             ):
                 return piece
-            self._refuse(peer, f"piece {index} is not what the manifest names")
+            refuse(peer, f"piece {index} is not what the manifest names")
             return None
         return None
-
-    # the disk
 
     def _place(self, digest: bytes) -> Path:
         return self._folder / digest.hex()
 
     def _lacking(self, manifest: Manifest) -> list[int]:
         """The pieces that are not here whole, last first; files of other manifests go."""
-        self._folder.mkdir(exist_ok=True)
         names = {one.hex() for one in manifest.pieces}
-        for path in self._folder.iterdir():
-            if path.name not in names or piece_hash(path.read_bytes()).hex() != path.name:
-                path.unlink()
+        with self._disk():
+            self._folder.mkdir(exist_ok=True)
+            for path in self._folder.iterdir():
+                if path.name not in names or piece_hash(path.read_bytes()).hex() != path.name:
+                    path.unlink()
         return [index for index, one in reversed(list(enumerate(manifest.pieces))) if not self._place(one).exists()]
 
     def _keep(self, digest: bytes, piece: bytes) -> None:
-        try:
+        with self._disk():
             self._place(digest).write_bytes(piece)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StoreFailed(
-                f"cannot write into {self._folder}: {error.strerror}", "free some space and start moed again"
+                f"cannot keep a snapshot in {self._folder}: {error.strerror}", "free some space and start moed again"
             ) from error
 
     async def finish(self) -> None:
@@ -320,36 +228,21 @@ class SnapshotSync:
         await self._run_blocking(self._clear)
 
     def _clear(self) -> None:
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                path.unlink()
-            self._folder.rmdir()
+        with self._disk():
+            if self._folder.is_dir():
+                for path in self._folder.iterdir():
+                    path.unlink()
+                self._folder.rmdir()
 
-    # peers
 
-    async def _ask(self, peer: Session, method: str, body: Mapping[str, Any] | None) -> Any:
-        try:
-            reply = await peer.call(method, body, deadline_s=ASK_DEADLINE_S, max_answer_bytes=MAX_ANSWER_BYTES)
-        except AnswerTooLarge as error:
-            self._refuse(peer, str(error))
-            return []
-        except CallError as error:
-            logger.info("snapshot.ask_failed", peer=peer.node_id.hex(), method=method, reason=str(error))
-            return []
-        return reply.body
-
-    def _refuse_all(self, offer: _Offer, reason: str) -> None:
-        for peer in offer.peers:
-            self._refuse(peer, reason)
-
-    def _refuse(self, peer: Session, reason: str) -> None:
-        logger.warning("snapshot.refused", peer=peer.node_id.hex(), reason=reason)
-        peer.drop()
+def _refuse_all(offer: _Offer, reason: str) -> None:
+    for peer in offer.peers:
+        refuse(peer, reason)
 
 
 def _read_manifests(body: Any) -> Iterator[Manifest]:
-    """The manifests of an answer. Raises `Malformed` or `TooLarge`."""
+    """The manifests of an answer, each once. Raises `Malformed` or `TooLarge`."""
     if not isinstance(body, list) or len(body) > MAX_OFFERS or not all(isinstance(one, bytes) for one in body):
         raise Malformed(f"manifests travel as a list of at most {MAX_OFFERS} byte strings")
-    for one in body:
+    for one in dict.fromkeys(body):
         yield decode_record(one, Manifest)
