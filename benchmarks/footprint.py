@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 
 from moed.daemon.config_example import write_default
 from moed.daemon.config_sections import ExpertSection
-from moed.daemon.devnet import free_ports
 from moed.daemon.home import Home, solo_genesis, write_genesis
 from moed.daemon.keystore import create_identity
+from moed.daemon.ports import free_ports
 
 from .report import Row, Spread, print_report
 

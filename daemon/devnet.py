@@ -7,11 +7,8 @@ makes their homes, starts them, reads their sockets and stops them.
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,12 +24,13 @@ from moed.consensus.genesis import Genesis, GenesisAccount
 from moed.consensus.params import CREDIT, DEVNET
 from moed.protocol.identity import Identity
 
-from .client import Client
 from .config_example import write_default
 from .config_sections import ExpertSection
+from .devnet_node import Node
 from .errors import ConfigError, DaemonRefused, DaemonUnreachable, NodeError
 from .home import Home, write_genesis
 from .keystore import create_identity
+from .ports import free_ports
 
 DOMAINS = ("prose", "python", "tables", "c", "html")
 STAKE = 100_000 * CREDIT
@@ -47,29 +45,6 @@ COMPLETION_BYTES = 48
 
 class DevnetFailed(NodeError):
     """The network did not do what it should; the message names the node and where its log is."""
-
-
-@dataclass(slots=True)
-class Node:
-    """One daemon of the network."""
-
-    name: str
-    role: str
-    home: Home
-    port: int
-    domain: str | None = None
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> Path:
-        return self.home.folder / "moed.log"
-
-    @property
-    def pid_file(self) -> Path:
-        return self.home.folder / "moed.pid"
-
-    def client(self, timeout_s: float = 5.0) -> Client:
-        return Client(self.home.folder / "moed.sock", timeout_s=timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,37 +78,6 @@ def available_domains(miners: int) -> list[str]:
     return [usable[number % len(usable)] for number in range(miners)]
 
 
-# Below the range from which Linux gives outgoing connections their ports (ip_local_port_range starts at 32768): a port
-# found free here is not taken by somebody's outgoing connection before its daemon has started.
-_PORTS = range(16_384, 32_768)
-
-
-def free_ports(count: int) -> list[int]:
-    """Port numbers that are free for TCP and UDP right now, all different.
-
-    Raises:
-        NodeError: no such ports were found.
-    """
-    ports: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
-        if len(ports) == count:
-            break
-        with (
-            suppress(OSError),
-            socket.socket(type=socket.SOCK_STREAM) as tcp,
-            socket.socket(type=socket.SOCK_DGRAM) as udp,
-        ):
-            tcp.bind(("127.0.0.1", port))
-            udp.bind(("127.0.0.1", port))
-            ports.append(port)
-    if len(ports) < count:
-        raise NodeError(
-            f"fewer than {count} ports of {_PORTS.start} to {_PORTS.stop - 1} are free on 127.0.0.1",
-            "stop what holds them, or start fewer nodes",
-        )
-    return ports
-
-
 class Devnet:
     """A network under one folder. `create`, `start`, then `stop`; the processes outlive this object if not stopped."""
 
@@ -152,7 +96,7 @@ class Devnet:
         """
         if validators < 1 or miners < 0:
             raise ConfigError("a network needs at least one validator", "use --validators 1 or more")
-        if any(_is_running(node) for node in self.load()):
+        if any(node.is_running() for node in self.load()):
             raise ConfigError(f"a network runs in {self.folder}", "stop it with `moed devnet down`")
         self._clear()
         roles = [("validator", number) for number in range(validators)] + [
@@ -223,15 +167,7 @@ class Devnet:
         """Start every daemon; each goes on by itself if this process ends."""
         self.started = time.monotonic()
         for node in self.nodes:
-            with node.log.open("ab") as log:
-                node.process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-                    [sys.executable, "-m", "moed.daemon.cli", "run", "--home", str(node.home.folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            node.pid_file.write_text(str(node.process.pid))
+            node.start()
 
     def look(self) -> Progress:
         """Read every socket once. Raises `DevnetFailed` if a daemon has died."""
@@ -239,7 +175,7 @@ class Devnet:
         for node in self.nodes:
             if node.process is not None and node.process.poll() is not None:
                 raise DevnetFailed(
-                    f"{node.name} ended with code {node.process.returncode}: {_last_line(node.log)}",
+                    f"{node.name} ended with code {node.process.returncode}: {node.last_words()}",
                     f"read {node.log}",
                 )
             with suppress(DaemonUnreachable):
@@ -298,14 +234,14 @@ class Devnet:
     def stop(self) -> list[str]:
         """Stop every daemon and wait; returns a sentence for each that did not end cleanly."""
         for node in self.nodes:
-            _signal(node, signal.SIGTERM)
+            node.signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         complaints = []
         for node in self.nodes:
-            while _is_running(node) and time.monotonic() < deadline:
+            while node.is_running() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if _is_running(node):
-                _signal(node, signal.SIGKILL)
+            if node.is_running():
+                node.signal(signal.SIGKILL)
                 complaints.append(f"{node.name} did not stop within {STOP_TIMEOUT_S:.0f} s and was killed")
             elif node.process is not None and node.process.wait() != 0:
                 complaints.append(f"{node.name} ended with code {node.process.returncode}; read {node.log}")
@@ -405,36 +341,3 @@ def _genesis(identities: Sequence[Identity], stakes: Sequence[int]) -> Genesis:
 def _expert(domain: str) -> ExpertSection:
     """A small model of one domain that trains whenever nobody asks: a demonstration has little time."""
     return msgspec.convert({"name": domain, "domain": domain, "training_share": 1.0}, ExpertSection)
-
-
-def _pid(node: Node) -> int | None:
-    try:
-        return int(node.pid_file.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _is_running(node: Node) -> bool:
-    """Whether the node's process is there and is a moed, not somebody who got the number later."""
-    if node.process is not None:
-        return node.process.poll() is None
-    pid = _pid(node)
-    if pid is None:
-        return False
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return str(node.home.folder).encode() in words and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def _signal(node: Node, number: int) -> None:
-    pid = _pid(node)
-    if pid is not None and _is_running(node):
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "its log is empty"

@@ -18,8 +18,8 @@ from moed.protocol.experts import longest_text_answer
 from moed.protocol.identity import NodeId
 
 from .chain import Chain
-from .control.answers import MAX_COMPLETION_BYTES
 from .control.api import ControlRefused
+from .control.questions import MAX_COMPLETION_BYTES
 from .network.calls import SMALL_ANSWER_BYTES, Reply
 from .network.errors import CallError
 from .network.peers import Peers

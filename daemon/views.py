@@ -32,6 +32,7 @@ from moed.protocol.records import PeerRecord
 from .books import KEPT_EPOCHS
 from .chain import Chain
 from .control.api import ControlRefused
+from .control.questions import MAX_CHAIN_ROWS
 from .dht_view import DhtView
 from .discovery import Discovery
 from .ledger_view import LedgerView
@@ -41,7 +42,6 @@ from .reward_answer import reward_answer
 from .store import Store
 
 U16 = 65_535
-MAX_CHAIN_ROWS = 200
 
 
 class Mixture(Protocol):

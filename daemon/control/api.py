@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from moed.daemon.logs import Logs
 
-from . import answers
+from . import questions
 from .answers import StatusAnswer
 from .credentials import Access
 from .metrics import ControlMetrics
@@ -179,7 +179,7 @@ class Route:
     summary: str
     handler: Handler
     answer: Any
-    question: type[msgspec.Struct] = answers.NoQuestion
+    question: type[msgspec.Struct] = questions.NoQuestion
     access: Access = Access.READER
     is_heavy: bool = False
     has_events: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from . import answers
+from . import questions
 from .api import Answer, Ask, ControlRefused, Events, Services, closing, event, json_body
 
 
@@ -49,7 +49,7 @@ async def cost_of(services: Services, calls: Mapping[str, int]) -> int | None:
 
 async def complete(services: Services, ask: Ask) -> Answer:
     """POST /v1/complete."""
-    question: answers.CompleteQuestion = ask.question
+    question: questions.CompleteQuestion = ask.question
     pieces = services.plane.complete(
         question.prompt.encode(),
         max_bytes=question.max_bytes,

@@ -14,7 +14,6 @@ import msgspec
 import structlog
 import trio
 
-from .answers import NoQuestion
 from .api import (
     EVENT_STREAM,
     MAX_HEAVY_REQUESTS,
@@ -29,6 +28,7 @@ from .api import (
     refusal_body,
 )
 from .credentials import Access, Caller
+from .questions import NoQuestion
 from .routes import ROUTES
 
 logger = structlog.get_logger()

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from .answers import MAX_COMPLETION_BYTES, Share
+from .answers import Share
+from .questions import MAX_COMPLETION_BYTES
 
 MODEL = "moed"
 MAX_PROMPTS = 16

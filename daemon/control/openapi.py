@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .answers import NoQuestion, Refusal
+from .answers import Refusal
+from .questions import NoQuestion
 
 if TYPE_CHECKING:
     from .api import Route  # api asks this module for the document

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import answers
+from . import questions
 from .api import Answer, Ask, Services, json_body
 
 
@@ -13,7 +13,7 @@ async def show_config(services: Services, _ask: Ask) -> Answer:
 
 async def set_config(services: Services, ask: Ask) -> Answer:
     """POST /v1/config/set."""
-    question: answers.SettingQuestion = ask.question
+    question: questions.SettingQuestion = ask.question
     return json_body(services.desk.change(question.key, question.value))
 
 
@@ -24,7 +24,7 @@ async def reload_config(services: Services, _ask: Ask) -> Answer:
 
 async def sql(services: Services, ask: Ask) -> Answer:
     """POST /v1/sql."""
-    question: answers.SqlQuestion = ask.question
+    question: questions.SqlQuestion = ask.question
     await services.refresh_metrics()
     return json_body(await services.desk.sql(question.query, services.metrics.registry))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from moed import __version__
 
-from . import answers, ledger
+from . import answers, ledger, questions
 from . import openai_shapes as shapes
 from .api import Answer, Ask, Body, Route, Services, json_body
 from .completions import complete
@@ -41,17 +41,17 @@ async def _rankings(services: Services, _ask: Ask) -> Answer:
 
 
 async def _why_reward(services: Services, ask: Ask) -> Answer:
-    question: answers.RewardQuestion = ask.question
+    question: questions.RewardQuestion = ask.question
     return json_body(await services.plane.why_reward(uid=question.uid, epoch=question.epoch))
 
 
 async def _chain(services: Services, ask: Ask) -> Answer:
-    question: answers.ChainQuestion = ask.question
+    question: questions.ChainQuestion = ask.question
     return json_body(await services.plane.chain(start=question.start, limit=question.limit))
 
 
 async def _dht_get(services: Services, ask: Ask) -> Answer:
-    question: answers.DhtGetQuestion = ask.question
+    question: questions.DhtGetQuestion = ask.question
     return json_body(await services.plane.dht_get(question.key))
 
 
@@ -60,7 +60,7 @@ async def _dht_table(services: Services, _ask: Ask) -> Answer:
 
 
 async def _dht_lookup(services: Services, ask: Ask) -> Answer:
-    question: answers.DhtLookupQuestion = ask.question
+    question: questions.DhtLookupQuestion = ask.question
     return json_body(await services.plane.dht_lookup(question.id))
 
 
@@ -72,12 +72,12 @@ async def _doctor(services: Services, _ask: Ask) -> Answer:
 
 
 async def _route(services: Services, ask: Ask) -> Answer:
-    question: answers.RouteQuestion = ask.question
+    question: questions.RouteQuestion = ask.question
     return json_body(await services.plane.route(question.text.encode()))
 
 
 async def _teach(services: Services, ask: Ask) -> Answer:
-    question: answers.TeachQuestion = ask.question
+    question: questions.TeachQuestion = ask.question
     texts = [text.encode() for text in question.texts]
     return json_body(await services.plane.teach(texts, steps=question.steps))
 
@@ -108,9 +108,11 @@ _TABLE = (
     Route("GET", "/v1/rankings", "Miners and validators as consensus ranks them", _rankings, answers.RankingsAnswer),
     Route(
         "GET", "/v1/why/reward", "One reward taken apart: weights, clip, rank, bonds, payment", _why_reward,
-        answers.RewardAnswer, answers.RewardQuestion, is_heavy=True,
+        answers.RewardAnswer, questions.RewardQuestion, is_heavy=True,
     ),
-    Route("GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, answers.ChainQuestion),
+    Route(
+        "GET", "/v1/chain", "Head and blocks of the state chain", _chain, answers.ChainAnswer, questions.ChainQuestion
+    ),
     Route("GET", "/v1/account", "What a key holds", ledger.account, ledger.AccountAnswer, ledger.AccountQuestion),
     Route(
         "POST", "/v1/tx/send", "Sign a transaction with the node's key and send it", ledger.send,
@@ -122,12 +124,12 @@ _TABLE = (
     ),
     Route(
         "GET", "/v1/dht/get", "Records that the network keeps under a key", _dht_get,
-        answers.DhtGetAnswer, answers.DhtGetQuestion, is_heavy=True,
+        answers.DhtGetAnswer, questions.DhtGetQuestion, is_heavy=True,
     ),
     Route("GET", "/v1/dht/table", "The routing table, bucket by bucket", _dht_table, answers.DhtTableAnswer),
     Route(
         "GET", "/v1/dht/lookup", "The way to an id, question by question", _dht_lookup,
-        answers.DhtLookupAnswer, answers.DhtLookupQuestion, is_heavy=True,
+        answers.DhtLookupAnswer, questions.DhtLookupQuestion, is_heavy=True,
     ),
     Route(
         "POST", "/v1/doctor", "Ask peers where they see this node and to dial it back", _doctor,
@@ -135,7 +137,7 @@ _TABLE = (
     ),
     Route(
         "POST", "/v1/complete", "Continue a text through the mixture of experts", complete,
-        answers.CompleteAnswer, answers.CompleteQuestion, is_heavy=True, has_events=True,
+        answers.CompleteAnswer, questions.CompleteQuestion, is_heavy=True, has_events=True,
     ),
     Route("GET", "/v1/models", "The one model, for OpenAI clients", list_models, shapes.ModelList),
     Route("GET", "/v1/models/moed", "The mixture as an OpenAI model", show_model, shapes.Model),
@@ -149,33 +151,33 @@ _TABLE = (
     ),
     Route(
         "POST", "/v1/route", "One text under the X-ray: whom the gate asks, and what each answer is worth", _route,
-        answers.RouteAnswer, answers.RouteQuestion, is_heavy=True,
+        answers.RouteAnswer, questions.RouteQuestion, is_heavy=True,
     ),
     Route(
         "POST", "/v1/teach", "Train the gate on an application's own texts", _teach,
-        answers.TeachAnswer, answers.TeachQuestion, access=Access.ADMIN, is_heavy=True,
+        answers.TeachAnswer, questions.TeachQuestion, access=Access.ADMIN, is_heavy=True,
     ),
     Route(
         "POST", "/v1/losses", "Measure the mixture on held-out text", _losses, answers.LossesAnswer, is_heavy=True
     ),
     Route(
         "GET", "/v1/logs", "The daemon's last log lines, or all as they come", logs,
-        answers.LogsAnswer, answers.LogsQuestion, has_events=True,
+        answers.LogsAnswer, questions.LogsQuestion, has_events=True,
     ),
     Route(
         "GET", "/v1/events", "What happened, or all that happens, numbered", events,
-        answers.EventsAnswer, answers.EventsQuestion, has_events=True,
+        answers.EventsAnswer, questions.EventsQuestion, has_events=True,
     ),
     Route("GET", "/v1/config", "Every setting, its value and source", show_config, answers.ConfigAnswer),
     Route(
         "POST", "/v1/config/set", "Change a live setting until the next reload", set_config,
-        answers.ConfigAnswer, answers.SettingQuestion, access=Access.ADMIN,
+        answers.ConfigAnswer, questions.SettingQuestion, access=Access.ADMIN,
     ),
     Route(
         "POST", "/v1/config/reload", "Read the configuration file again", reload_config,
         answers.ReloadAnswer, access=Access.ADMIN,
     ),
-    Route("POST", "/v1/sql", "One SELECT over what the node keeps", sql, answers.SqlAnswer, answers.SqlQuestion,
+    Route("POST", "/v1/sql", "One SELECT over what the node keeps", sql, answers.SqlAnswer, questions.SqlQuestion,
           is_heavy=True),
     Route("GET", "/v1/resources", "What the daemon takes of its machine", resources, answers.ResourcesAnswer),
     Route(

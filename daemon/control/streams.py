@@ -11,7 +11,7 @@ import msgspec
 from moed.daemon.log_ring import LogRing
 from moed.daemon.logs import LEVELS
 
-from . import answers
+from . import questions
 from .api import Answer, Ask, ControlRefused, Events, Services, event, json_body
 
 MAX_PATTERNS = 16
@@ -19,21 +19,21 @@ MAX_PATTERNS = 16
 
 async def logs(services: Services, ask: Ask) -> Answer:
     """GET /v1/logs."""
-    question: answers.LogsQuestion = ask.question
+    question: questions.LogsQuestion = ask.question
     ring, level = services.logs.ring, LEVELS[question.level]
     after = question.since if ask.last_event is None else ask.last_event
     if question.tail is not None:
         after = max(after, ring.before_last(question.tail, level=level))
     if question.follow or ask.wants_events:
         return Events(_follow(ring, after, level, lambda _name: True, "log"), is_endless=True)
-    batch = ring.read(after, level=level, limit=answers.MAX_LOG_LINES)
+    batch = ring.read(after, level=level, limit=questions.MAX_LOG_LINES)
     lines = [msgspec.Raw(line.json) for line in batch.lines]
     return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
 
 
 async def events(services: Services, ask: Ask) -> Answer:
     """GET /v1/events."""
-    question: answers.EventsQuestion = ask.question
+    question: questions.EventsQuestion = ask.question
     ring, level = services.logs.events, LEVELS[question.level]
     is_wanted = _matcher(question.names)
     after = question.since if ask.last_event is None else ask.last_event
@@ -41,7 +41,7 @@ async def events(services: Services, ask: Ask) -> Answer:
         after = max(after, ring.before_last(question.tail, level=level, is_wanted=is_wanted))
     if question.follow or ask.wants_events:
         return Events(_follow(ring, after, level, is_wanted, None), is_endless=True)
-    batch = ring.read(after, level=level, limit=answers.MAX_LOG_LINES, is_wanted=is_wanted)
+    batch = ring.read(after, level=level, limit=questions.MAX_LOG_LINES, is_wanted=is_wanted)
     found = [msgspec.Raw(line.json) for line in batch.lines]
     return json_body({"events": found, "dropped": batch.dropped, "last": batch.last})
 

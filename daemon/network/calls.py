@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moed.protocol.receipts import CallReceipt
     from moed.protocol.tensors import Array, WireTensor
 
-    from .peers import Peer
+    from .peer import Peer
 
 
 SMALL_ANSWER_BYTES = 64 << 10

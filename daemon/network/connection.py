@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from .calls import Receipts
     from .limits import NetworkCounters, NetworkLimits
-    from .peers import Peer
+    from .peer import Peer
 
 logger = structlog.get_logger()
 

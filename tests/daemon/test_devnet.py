@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moed.daemon.devnet import STAKE, Devnet, free_ports, stakes_of
+from moed.daemon.devnet import STAKE, Devnet, stakes_of
 from moed.daemon.errors import ConfigError
+from moed.daemon.ports import free_ports
 
 
 def test_a_folder_of_somebody_elses_is_not_deleted(tmp_path: Path) -> None:

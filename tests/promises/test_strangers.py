@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from moed.consensus.transactions import Delegate
 from moed.daemon.ctl import moectl
-from moed.daemon.devnet import free_ports
 from moed.daemon.errors import DaemonUnreachable
 from moed.daemon.home import Home
+from moed.daemon.ports import free_ports
 from support.chains import key
 from support.daemons import Daemon, run_moed, running, wait_until
 from support.epoch_life import CREDIT as LIFE_CREDIT

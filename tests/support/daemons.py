@@ -16,10 +16,10 @@ from moed.consensus.genesis import Genesis, GenesisAccount
 from moed.consensus.params import DEVNET, ChainParams
 from moed.daemon.client import Client
 from moed.daemon.config_example import write_default
-from moed.daemon.devnet import free_ports
 from moed.daemon.errors import DaemonUnreachable
 from moed.daemon.home import Home, write_genesis
 from moed.daemon.keystore import create_identity
+from moed.daemon.ports import free_ports
 from moed.protocol.identity import Identity
 
 WAIT_S = 60.0

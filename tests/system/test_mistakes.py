@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from moed.daemon.devnet import free_ports
 from moed.daemon.home import Home
+from moed.daemon.ports import free_ports
 from moed.daemon.store import Store
 from support.daemons import make_network, run_moed
 

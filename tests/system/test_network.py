@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from moed.consensus.params import ChainParams
-from moed.daemon.devnet import free_ports
 from moed.daemon.home import Home
+from moed.daemon.ports import free_ports
 from support.daemons import Daemon, make_network, run_moed, running, wait_until
 
 FAST = ChainParams(block_interval_ms=200, tempo=10, timeout_propose_ms=1_000, timeout_vote_ms=500)

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moed.daemon.client import Client
-from moed.daemon.control.answers import NoQuestion
 from moed.daemon.control.connection import MAX_BODY_BYTES
 from moed.daemon.control.credentials import AccessRules
+from moed.daemon.control.questions import NoQuestion
 from moed.daemon.control.routes import ROUTES
 from moed.daemon.errors import DaemonRefused
 from support.control_plane import daemon_thread

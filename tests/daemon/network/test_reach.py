@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from moed.daemon.devnet import free_ports
 from moed.daemon.network.errors import RemoteRefusal
 from moed.daemon.network.peers import Peers
 from moed.daemon.network.reach import METHOD, Reach, Reachability, answers_ping, majority, opens_session
+from moed.daemon.ports import free_ports
 from moed.protocol.addresses import Address
 from support.dht_nodes import NETWORK_ID, LoopbackNode, identity, loopback_nodes
 
