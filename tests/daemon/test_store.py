@@ -20,7 +20,7 @@ import pytest
 from moed.consensus.metagraph import ClosedEpoch
 from moed.consensus.params import ChainParams
 from moed.consensus.state import read_neurons
-from moed.consensus.transactions import Body, Register, SetWeights, Transfer
+from moed.consensus.transactions import MAX_MEMO_BYTES, Body, Register, SetWeights, Transfer
 from moed.consensus.transition import Executed, Head
 from moed.consensus.yuma import epoch
 from moed.daemon.books import KEPT_EPOCHS
@@ -62,11 +62,16 @@ def test_a_reopened_store_stands_where_it_stood(tmp_path: Path) -> None:
 
 def test_a_block_as_full_as_allowed_is_stored_and_read_again(tmp_path: Path) -> None:
     """The limit counts transactions; header and commit come on top, and the store takes the whole."""
-    params = ChainParams(max_block_transactions=10_000, fee_per_byte=0)
-    genesis = make_genesis((60, 40), balances=(10**6,), params=params)
+    params = ChainParams(fee_per_byte=0)
+    genesis = make_genesis((60, 40), balances=(10**6, 10**6), params=params)
     with Store(tmp_path / "chain.db", genesis) as store:
         head = store.load_head()
-        transfers = (signed(head, key(3), Transfer(to=key(9).public_key, amount=1), nonce) for nonce in range(6_000))
+        transfers = [
+            signed(head, sender, Transfer(to=key(9).public_key, amount=1, memo=memo), nonce)
+            # the short ones fill what is left
+            for sender, memo, count in ((key(3), bytes(MAX_MEMO_BYTES), 1_000), (key(4), b"", 10))
+            for nonce in range(count)
+        ]
         block, _ = head.build(transfers, proposer=key(1).public_key, now_ms=head.time_ms + 1)
         assert len(encode_record(block)) > params.max_block_bytes
         store.append(head.execute(block), sign_commit(genesis, block, BOTH))
