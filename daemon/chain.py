@@ -124,7 +124,7 @@ class Chain:
         self._run_blocking = run_blocking
         self._shelf = shelf
         self._checkpoint = checkpoint
-        self._gossip = Gossip(self.forget)
+        self._gossip = Gossip(self.forget, head.validators)
         self._judge = Judge(head, run_blocking)
         self._hindsight = Hindsight(head.network_id)
         # written by the handlers and timers, read by `_decide`; full means wait, so a flood slows its sender

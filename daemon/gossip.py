@@ -111,12 +111,12 @@ class _Notice:
 class Gossip:
     """Sends the chain's notices, in order, from one task; `run` it, then tell."""
 
-    def __init__(self, on_lost: Callable[[NodeId], None]) -> None:
-        """``on_lost`` hears of peers whose session is over."""
+    def __init__(self, on_lost: Callable[[NodeId], None], validators: ValidatorSet) -> None:
+        """``on_lost`` hears of peers whose session is over; ``validators`` are those of the first height."""
         self.messages = Known()
         self.transactions = Known()
         self._on_lost = on_lost
-        self._validators: frozenset[NodeId] = frozenset()
+        self._validators = _node_ids(validators)
         # A session's notices never wait for the peer, so this empties as fast as the machine allows; who fills it
         # waits for that.
         self._send, self._receive = trio.open_memory_channel[_Notice](256)
@@ -127,7 +127,7 @@ class Gossip:
 
     def begin_height(self, validators: ValidatorSet) -> None:
         """The validators of a new height; messages of the one before the last are forgotten."""
-        self._validators = frozenset(node_id_of(member.key) for member in validators.members)
+        self._validators = _node_ids(validators)
         self.messages.age()
 
     async def tell_all(self, method: str, body: Any) -> None:
@@ -209,6 +209,10 @@ class Gossip:
         except CallError:
             # the session's own task closes it and says so
             self._on_lost(peer.node_id)
+
+
+def _node_ids(validators: ValidatorSet) -> frozenset[NodeId]:
+    return frozenset(node_id_of(member.key) for member in validators.members)
 
 
 def _digest(body: bytes) -> bytes:

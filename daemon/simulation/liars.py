@@ -48,7 +48,7 @@ class LyingChain(Chain):
     def corrupt(self, lie: Lie, generator: random.Random, halves: Callable[[int], frozenset[NodeId]]) -> None:
         """Choose how to lie; before `run`. ``halves`` says who is on one side of the network at a height."""
         self._lie, self._random, self._halves = lie, generator, halves
-        self._lying_gossip = self._gossip = LyingGossip(self.forget)
+        self._lying_gossip = self._gossip = LyingGossip(self.forget, self.head.validators)
         self._lying_gossip.lie, self._lying_gossip.generator = lie, generator
         self._told: set[int] = set()
 

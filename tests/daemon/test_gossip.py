@@ -16,6 +16,9 @@ from moed.protocol.identity import NodeId
 from support.chains import key
 
 PEER = key(1).node_id
+VALIDATORS = ValidatorSet(
+    members=tuple(Validator(key=one, power=1) for one in sorted(key(number).public_key for number in range(1, 7)))
+)
 
 
 class Listening:
@@ -73,10 +76,7 @@ def test_memory_of_bodies_is_bounded() -> None:
 async def test_a_message_goes_on_to_a_few_and_to_nobody_twice() -> None:
     """Validators and others alike; who brought it is not told, and passing it on again reaches the next ones."""
     peers = Everybody(12)
-    gossip = Gossip(lambda _: None)
-    members = sorted(key(number).public_key for number in range(1, 7))
-    validators = ValidatorSet(members=tuple(Validator(key=member, power=1) for member in members))
-    gossip.begin_height(validators)
+    gossip = Gossip(lambda _: None, VALIDATORS)
     leading = {key(number).node_id for number in range(1, 7)}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gossip.run, peers)
