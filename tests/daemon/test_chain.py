@@ -88,6 +88,13 @@ async def run_chain(
             nursery.cancel_scope.cancel()
 
 
+async def ignore(_: Call) -> Reply:
+    return Reply(None)
+
+
+DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")}
+
+
 @asynccontextmanager
 async def run_liar(handlers: Mapping[str, Handler], number: int = 66) -> AsyncIterator[tuple[Peers, Address]]:
     """A peer with sessions like ours and answers of its own."""
@@ -223,14 +230,10 @@ async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> Non
         asked.set()
         return Reply([[encode_record(block), encode_record(weak)]])
 
-    async def ignore(_: Call) -> Reply:
-        return Reply(None)
-
-    handlers = {
-        "chain.blocks": lie,
-        **{f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")},
-    }
-    async with run_chain(tmp_path / "b", key(50), signs=False) as late, run_liar(handlers) as (liar, _):
+    async with (
+        run_chain(tmp_path / "b", key(50), signs=False) as late,
+        run_liar({**DEAF, "chain.blocks": lie}) as (liar, _),
+    ):
         with trio.fail_after(PATIENCE_S):
             session = await liar.connect(late.address, None, timeout_s=5)
             await session.notify("chain.status", {"height": 1_000})
@@ -276,17 +279,10 @@ async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: 
         questions += 1
         return Reply([])
 
-    async def ignore(_: Call) -> Reply:
-        return Reply(None)
-
-    handlers = {
-        "chain.blocks": nothing,
-        **{f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")},
-    }
     async with (
         run_chain(tmp_path / "a", key(1)) as one,
         run_chain(tmp_path / "b", key(2)) as two,
-        run_liar(handlers) as (liar, _),
+        run_liar({**DEAF, "chain.blocks": nothing}) as (liar, _),
     ):
         await two.dial(one)
         session = await liar.connect(one.address, None, timeout_s=5)
@@ -294,13 +290,6 @@ async def test_a_peer_that_claims_more_than_it_has_costs_one_question(tmp_path: 
         with trio.fail_after(PATIENCE_S):
             await one.chain.wait_height(10)
         assert questions <= 2
-
-
-async def ignore(_: Call) -> Reply:
-    return Reply(None)
-
-
-DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")}
 
 
 async def test_transactions_that_come_too_late_do_not_count_against_their_bearer(tmp_path: Path) -> None:
