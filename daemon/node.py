@@ -13,6 +13,7 @@ import socket as stdlib_socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -112,6 +113,23 @@ def _first(group: BaseExceptionGroup[NodeError]) -> NodeError:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the rings run."""
+
+    chain: Chain
+    store: Store
+    dht: Dht
+    peers: Peers
+    reach: Reach
+    receipts: ReceiptBook
+    discovery: Discovery
+    role: Role
+    view: NodeView
+    watch: LimitsWatch
+    control: ControlServer
+
+
 class Node:
     """A node of one home. `run` it once; `stop` ends it in order."""
 
@@ -149,7 +167,7 @@ class Node:
             async with trio.open_nursery() as signals:
                 await signals.start(heed_signals, self.stop, self.reload)
                 chain = self._open_chain(store)
-                await self._run_rings(chain, store, listener, udp)
+                await self._run_rings(self._assemble(chain, store), listener, udp)
                 signals.cancel_scope.cancel()
         logger.info("node.stopped", height=chain.height)
 
@@ -169,9 +187,8 @@ class Node:
             checkpoint=checkpoint,
         )
 
-    async def _run_rings(
-        self, chain: Chain, store: Store, listener: trio.SocketListener, udp: trio.socket.SocketType
-    ) -> None:
+    def _assemble(self, chain: Chain, store: Store) -> _Parts:
+        """Build what the rings run; a role that computes loads and measures its models here, which takes seconds."""
         network_id = chain.head.network_id
         remembered = [
             Contact(NodeId(node_id), host, port, float(seen)) for node_id, host, port, seen in store.remembered_peers()
@@ -224,31 +241,34 @@ class Node:
         self._heed_settings(peers.bandwidth)
         desk = OperatorDesk(self.settings, self._home.database, watch.resources)
         control = ControlServer(self.config.socket_path, view, desk, self._logs)
+        return _Parts(chain, store, dht, peers, reach, receipts, discovery, role, view, watch, control)
 
+    async def _run_rings(self, parts: _Parts, listener: trio.SocketListener, udp: trio.socket.SocketType) -> None:
+        chain, dht = parts.chain, parts.dht
         async with trio.open_nursery() as work:  # ends last
             await work.start(dht.run, udp)
-            await work.start(chain.run, peers)
+            await work.start(chain.run, parts.peers)
             work.start_soon(self._heed_rotation, chain)
-            work.start_soon(forever, "memory of peers", partial(_remember, dht, store))
-            work.start_soon(forever, "receipts", receipts.run)
-            work.start_soon(forever, "limits", watch.run)
+            work.start_soon(forever, "memory of peers", partial(_remember, dht, parts.store))
+            work.start_soon(forever, "receipts", parts.receipts.run)
+            work.start_soon(forever, "limits", parts.watch.run)
             async with trio.open_nursery() as requests:  # drains, with a deadline
                 async with trio.open_nursery() as doors:  # closes first
-                    await doors.start(control.run, requests)
-                    await work.start(peers.run, [listener])
-                    for name, service in role.services.items():
+                    await doors.start(parts.control.run, requests)
+                    await work.start(parts.peers.run, [listener])
+                    for name, service in parts.role.services.items():
                         work.start_soon(forever, name, service)
                     await self._join(dht)
-                    work.start_soon(forever, "discovery", discovery.run)
-                    work.start_soon(forever, "reach", reach.run)
+                    work.start_soon(forever, "discovery", parts.discovery.run)
+                    work.start_soon(forever, "reach", parts.reach.run)
                     doors.start_soon(forever, "watchdog", self._notifier.feed_watchdog)
                     if not self._stopping.is_set():
-                        view.is_ready = True
+                        parts.view.is_ready = True
                         self._standing = f"{len(dht.contacts())} contacts, height {chain.height}"
                         self._notifier.ready(self._standing)
                         logger.info("node.ready", node_id=self._identity.node_id.hex(), height=chain.height)
                     await self._stopping.wait()
-                    view.is_ready = False
+                    parts.view.is_ready = False
                     (self._notifier.reloading if self.gives_way else self._notifier.stopping)()
                     logger.info("node.stopping")
                     doors.cancel_scope.cancel()
