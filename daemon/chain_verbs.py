@@ -221,7 +221,7 @@ def checkpoint(home: Path) -> None:
     with _opened(home) as store:
         step = store.last_step()
         if step is None:
-            raise ChainFileError("no epoch has ended on this chain yet", "wait for the end of the first one")
+            raise ChainFileError("no end of an epoch is noted here yet", "wait for the next one, with the node running")
     header = decode_record(step, StateProof, max_bytes=MAX_PROOF_BYTES).header
     click.echo(f"{header.height}:{header.hash.hex()}")
 
