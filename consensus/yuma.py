@@ -21,7 +21,7 @@ from .fixedpoint import FRACTION_BITS, U16_MAX, Bits, divide, multiply, multiply
 from .median import weighted_median
 from .pairs import MapTiles, Pairs, tiles, transposed
 
-__all__ = ["EpochInputs", "EpochResult", "epoch", "pruning_order", "upscale_weights"]
+__all__ = ["EpochInputs", "EpochResult", "epoch", "upscale_weights"]
 
 
 def epoch(inputs: EpochInputs, *, map_tiles: MapTiles = map) -> EpochResult:
@@ -83,15 +83,6 @@ def epoch(inputs: EpochInputs, *, map_tiles: MapTiles = map) -> EpochResult:
         pairs=pairs,
         stored_bonds_u16=stored_bonds,
     )
-
-
-def pruning_order(emission: Bits, block_at_registration: Bits, is_immune: Flags) -> npt.NDArray[np.int64]:
-    """The uids that may be replaced, first to go first: least combined emission, then oldest, then lowest uid.
-
-    Vectors of one entry per uid; ``emission`` is that of the last epoch's result.
-    """
-    order = np.lexsort((block_at_registration, emission))  # stable, so the lower uid comes first
-    return order[~is_immune[order]]
 
 
 def upscale_weights(weights: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -19,7 +19,17 @@ from moed.consensus.errors import (
 from moed.consensus.evidence import double_vote
 from moed.consensus.params import CREDIT, ChainParams, emission_at
 from moed.consensus.registration import burn_price, register, registration_price
-from moed.consensus.state import Overlay, Totals, change, neuron_key, pool_of, read_totals, read_validators
+from moed.consensus.state import (
+    Overlay,
+    Totals,
+    change,
+    neuron_key,
+    pool_of,
+    read_account,
+    read_neuron,
+    read_totals,
+    read_validators,
+)
 from moed.consensus.transactions import (
     AddStake,
     Delegate,
@@ -84,6 +94,26 @@ def test_free_slots_cost_nothing_and_taken_ones_what_demand_makes_them() -> None
     assert registration_price(totals, PARAMS, book.height) == 3 * CREDIT // 2
     assert registration_price(totals, PARAMS, book.height + 5) == 3 * CREDIT // 2 * 3 // 4
     assert registration_price(totals, PARAMS, book.height + 10) == CREDIT  # not under the least
+
+
+@pytest.mark.parametrize(
+    ("emissions", "registered", "gone"),
+    [((1, 5), (30, 20), 2), ((5, 1), (20, 30), 3), ((5, 5), (30, 20), 3), ((5, 5), (20, 20), 2)],
+)
+def test_the_least_paid_uid_goes_then_the_older_then_the_lower(
+    emissions: tuple[int, int], registered: tuple[int, int], gone: int
+) -> None:
+    """Uids 2 and 3, the only ones without a permit, differ in what the last epoch paid or in their age."""
+    book = ledger()
+    book.height = 50
+    for number in (3, 4):
+        book.send(number, Register())
+    for uid, emission, block in zip((2, 3), emissions, registered, strict=True):
+        neuron = read_neuron(book.state, uid)
+        assert neuron is not None
+        book.state.put(neuron_key(uid), change(neuron, emission=emission, registered_block=block))
+    book.send(5, Register())
+    assert read_account(book.state, key(5).public_key).uid == gone
 
 
 @given(st.integers(0, 2**62), st.integers(0, 2**40), st.integers(0, 2**40))

@@ -21,7 +21,7 @@ from moed.consensus.epoch_inputs import NO_COMMIT
 from moed.consensus.errors import InvalidEpochInput, RuleBroken
 from moed.consensus.fixedpoint import ONE, U16_MAX
 from moed.consensus.sparse_rows import UIDS_MAX, SparseRows
-from moed.consensus.yuma import EpochInputs, epoch, pruning_order, upscale_weights
+from moed.consensus.yuma import EpochInputs, epoch, upscale_weights
 from support.epochs import as_dict, run_epoch
 
 ORACLE = runpy.run_path(str(Path(__file__).with_name("yuma_oracle.py")))
@@ -358,14 +358,6 @@ def test_commit_after_registration_keeps_weights() -> None:
     for commit, paid in ((9, [False, True]), (10, [True, True]), (None, [True, True]), (NO_COMMIT, [True, True])):
         result = run_epoch(inputs | {"commit_blocks": [commit, None, None]})
         assert (result.server_emission[1:] > 0).tolist() == paid
-
-
-def test_pruning_order_is_emission_then_age_then_uid() -> None:
-    """The least paid uid goes first, the older of equals before the younger, then the lower; immune ones stay."""
-    emission = np.array([5, 0, 0, 0, 9, 0], np.int64)
-    registered = np.array([0, 30, 20, 20, 0, 10], np.int64)
-    immune = np.array([False, False, False, False, False, True])
-    assert pruning_order(emission, registered, immune).tolist() == [2, 3, 1, 0, 4]
 
 
 @given(st.lists(st.integers(0, 1 << 80), max_size=12, unique=True))
