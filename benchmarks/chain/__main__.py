@@ -13,6 +13,7 @@ import gc
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -105,8 +106,6 @@ def sync_rows(folder: Path, blocks: int) -> list[Row]:
 
 
 def _seconds(row: dict[str, object]) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(str(row["timestamp"]).replace("Z", "+00:00")).timestamp()
 
 
