@@ -38,7 +38,7 @@ def test_b9_few_experts_are_called_and_finding_them_stays_quick() -> None:
     """Four calls an input among 128 experts or 8,192, found by about as many questions; in a real DHT three times as
     many nodes make the search no more than a few round trips longer."""
     assert questions(128) <= 2 * questions(16) <= 64
-    few, many = (find_experts(count, 5, seed=9)["widened"] for count in (10, 30))
+    few, many = (find_experts(count, 5, 9, lambda _text: None)["widened"] for count in (10, 30))
     assert few["recall"] == many["recall"] == 1.0
     assert many["p95_s"] <= few["p95_s"] + 4 * 0.05
 
