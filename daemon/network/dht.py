@@ -12,12 +12,10 @@ import os
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import msgspec
 import structlog
 import trio
 
@@ -27,15 +25,15 @@ from moed.protocol.record_store import RecordStore
 from moed.protocol.records import (
     PeerRecord,
     TopicEntry,
-    fit_peer_record,
     key_of_peer,
     key_of_topic,
-    sign_record,
 )
 
 from .datagrams import Address, DatagramPort, PortTransport, UdpPort
+from .entrance import Entrance, Resolve, resolve_name
 from .library import current_loop, open_loop
 from .newcomers import Newcomers
+from .own_records import OwnRecords
 from .routing import REFRESH_AFTER_S, random_id_in
 from .rpc import AuthenticatedProtocol, SignedStorage, host_group
 from .search import Found, Search, Step
@@ -44,28 +42,12 @@ logger = structlog.get_logger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 WITHDRAW_TIMEOUT_S = 3.0
-KNOCKS = 3
-"""How often an address that may be a node is tried before it is given up."""
 UPKEEP_EVERY_S = 5.0
 LISTED_AT_ONCE = 16
 FEW_CONTACTS = 4
 LOOK_AROUND_EVERY_S = 60.0
 """A node that knows fewer others asks them for its neighbours again after this time, and after twice as long each time
 that it stays so: they may know more by now."""
-STORING_TAKES_S = 30.0
-"""After this, storing a record is taken to have been cut off, and upkeep does it again."""
-
-Resolve: TypeAlias = Callable[[str, int], Awaitable[list[Address]]]
-Record: TypeAlias = PeerRecord | TopicEntry
-
-
-@dataclass(slots=True)
-class _Published:
-    """A record of our own that is kept alive in the network."""
-
-    record: Record
-    due_at_s: float
-    retry_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +100,7 @@ class Dht:
         self._identity = identity
         self._network_id = network_id
         self._now_s = now_s
-        self._resolve = resolve or resolve_name
-        self._remembered = tuple(remembered)
         self._replicas = min(replicas or k, k)
-        self._record_ttl_s = record_ttl_s
-        self._republish_s = republish_s
         self._rng = random.Random(randomness(16))  # noqa: S311  # draws ids to refresh buckets with, no secret
         self._records = RecordStore(network_id, identity.node_id, salt=randomness(16), is_preferred=is_registered)
         self._newcomers = Newcomers(now_s)
@@ -138,9 +116,18 @@ class Dht:
             max_datagrams_per_s=max_datagrams_per_s,
         )
         self._search = Search(self._protocol, identity.node_id, network_id, k=k, alpha=alpha, now_s=now_s)
-        self._published: dict[bytes, _Published] = {}
-        self._sequence = 0
-        self._bootstraps: tuple[Address, ...] = ()
+        self._entrance = Entrance(self._search, identity.node_id, resolve or resolve_name, remembered)
+        self._own = OwnRecords(
+            identity,
+            network_id,
+            self._records,
+            self._search,
+            now_s=now_s,
+            replicas=self._replicas,
+            record_ttl_s=record_ttl_s,
+            republish_s=republish_s,
+            retry_s=UPKEEP_EVERY_S,
+        )
         self._serving = trio.Event()
         self._has_joined = False
         self._was_alone = False
@@ -185,12 +172,12 @@ class Dht:
         afterwards, at the latest after `JOIN_TIMEOUT_S`; 0 is no error: upkeep goes on trying.
         """
         await self._serving.wait()
-        self._bootstraps = tuple(bootstraps)
+        self._entrance.bootstraps = tuple(bootstraps)
         with trio.move_on_after(JOIN_TIMEOUT_S):
-            await self._enter()
+            await self._entrance.enter()
         self._has_joined = True
         contacts = len(self.contacts())
-        logger.info("dht.joined", contacts=contacts, bootstraps=len(self._bootstraps))
+        logger.info("dht.joined", contacts=contacts, bootstraps=len(bootstraps))
         return contacts
 
     async def publish_peer(self, record: PeerRecord) -> int:
@@ -199,11 +186,13 @@ class Dht:
         Owner, sequence and expiry are filled in here; experts and devices beyond one datagram are left out.
         Returns how many nodes accepted it, ourselves not counted.
         """
-        return await self._publish(msgspec.structs.replace(record, owner=self._identity.public_key))
+        await self._serving.wait()
+        return await self._own.publish(record)
 
     async def announce(self, topic: str, note: bytes = b"") -> int:
         """Enter ourselves under ``topic``, now and again before it expires; returns how many nodes accepted."""
-        return await self._publish(TopicEntry(topic=topic, note=note, owner=self._identity.public_key))
+        await self._serving.wait()
+        return await self._own.publish(TopicEntry(topic=topic, note=note))
 
     async def find_peer(self, node_id: bytes) -> PeerRecord | None:
         """The newest valid record that the peer with this id signed, or None if it has none or has left."""
@@ -321,22 +310,19 @@ class Dht:
 
     async def withdraw(self) -> None:
         """Leave gracefully: replace each published record by one that says so, within `WITHDRAW_TIMEOUT_S`."""
-        published, self._published = self._published, {}
         with trio.move_on_after(WITHDRAW_TIMEOUT_S):
-            async with trio.open_nursery() as nursery:
-                for kept in published.values():
-                    nursery.start_soon(self._store, _withdrawn(kept.record))
+            await self._own.withdraw()
 
     async def _return_if_alone(self) -> None:
         """Knock again at every known door while nobody is known; says so once each time it comes to that."""
-        has_doors = bool(self._bootstraps or self._remembered)
-        is_alone = self._has_joined and has_doors and not self._protocol.router.peers()
+        bootstraps, remembered = self._entrance.bootstraps, self._entrance.remembered
+        is_alone = self._has_joined and bool(bootstraps or remembered) and not self._protocol.router.peers()
         if is_alone and not self._was_alone:
-            logger.warning("dht.alone", bootstraps=len(self._bootstraps), remembered=len(self._remembered))
+            logger.warning("dht.alone", bootstraps=len(bootstraps), remembered=len(remembered))
         self._was_alone = is_alone
         if is_alone:
             with trio.move_on_after(JOIN_TIMEOUT_S):
-                await self._enter()
+                await self._entrance.enter()
 
     async def _look_around_if_few(self, now_s: float) -> None:
         """Whoever let us in may have been new or lying itself: with few contacts, look for our neighbours again."""
@@ -354,80 +340,6 @@ class Dht:
             for data, address in await port.receive():
                 self._protocol.datagram_received(data, address)
 
-    async def _enter(self) -> None:
-        """Knock at every known door at once, and look up ourselves as soon as one opens."""
-        is_open = trio.Event()
-
-        async def knock_everywhere(nursery: trio.Nursery) -> None:
-            async with trio.open_nursery() as knocks:
-                for address in self._bootstraps:
-                    knocks.start_soon(self._knock_at_name, address, is_open)
-                for contact in self._remembered:
-                    knocks.start_soon(self._knock, contact.address, is_open)
-            if not is_open.is_set():
-                nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(knock_everywhere, nursery)
-            await is_open.wait()
-            await self._search.find_nodes(self._identity.node_id)
-            nursery.cancel_scope.cancel()
-
-    async def _knock_at_name(self, address: Address, is_open: trio.Event) -> None:
-        try:
-            resolved = await self._resolve(*address)
-        except (OSError, UnicodeError) as error:  # the latter for what no resolver would take as a name
-            logger.warning("dht.bootstrap_unresolved", host=address[0], port=address[1], error=str(error))
-            return
-        async with trio.open_nursery() as nursery:
-            for each in resolved[:4]:
-                nursery.start_soon(self._knock, each, is_open)
-
-    async def _knock(self, address: Address, is_open: trio.Event) -> None:
-        for _ in range(KNOCKS):
-            if await self._search.ping(address) is not None:
-                is_open.set()
-                return
-
-    async def _publish(self, record: Record) -> int:
-        await self._serving.wait()
-        kept = self._published.setdefault(record.key, _Published(record, 0.0, UPKEEP_EVERY_S))
-        kept.record = record
-        return await self._renew(kept)
-
-    async def _renew(self, kept: _Published) -> int:
-        """Store the record with a fresh expiry, and set when to do it again: soon if nobody took it."""
-        # Upkeep must not renew it meanwhile: the newer copy would make this one look refused.
-        kept.due_at_s = self._now_s() + STORING_TAKES_S
-        accepted = await self._store(kept.record)
-        if accepted:
-            kept.due_at_s = self._now_s() + self._republish_s
-            kept.retry_s = UPKEEP_EVERY_S
-        else:
-            kept.due_at_s = self._now_s() + kept.retry_s
-            kept.retry_s = min(2 * kept.retry_s, self._republish_s)
-        return accepted
-
-    async def _store(self, record: Record) -> int:
-        """Store ``record``, freshly signed, here and on the k nearest nodes; how many of those accepted."""
-        data = self._sign(record)
-        self._records.put(record.key, data, self._now_s())
-        nearest = await self._search.find_nodes(record.key)
-        return await self._search.store_on(nearest[: self._replicas], record.key, data)
-
-    def _sign(self, record: Record) -> bytes:
-        # Milliseconds, so that a restarted node goes on above what it signed before.
-        self._sequence = max(self._sequence + 1, int(self._now_s() * 1000))
-        dated: Record = msgspec.structs.replace(
-            record, sequence=self._sequence, expires_at_s=int(self._now_s() + self._record_ttl_s)
-        )
-        if isinstance(dated, TopicEntry):
-            return sign_record(dated, self._identity, self._network_id)
-        fitted, data = fit_peer_record(dated, self._identity, self._network_id)
-        if fitted is not dated:
-            logger.warning("dht.record_shortened", experts=len(fitted.experts), devices=len(fitted.devices))
-        return data
-
     async def _keep_up(self) -> None:
         """Renew our records, refresh idle buckets, forget what expired, and go on knocking when alone."""
         while True:
@@ -439,20 +351,12 @@ class Dht:
             await self._look_around_if_few(now_s)
             for bucket in self._protocol.router.lonely_buckets():
                 await self._search.find_nodes(random_id_in(bucket, self._rng))
-            for key, kept in list(self._published.items()):
-                if kept.due_at_s <= now_s and self._published.get(key) is kept:
-                    await self._renew(kept)
+            await self._own.renew_due(now_s)
 
 
 def part_of(topic: str, node_id: bytes) -> str:
     """The topic that entries of this node go to when ``topic`` is cut into 256 parts."""
     return f"{topic}/{node_id[0]:02x}"
-
-
-async def resolve_name(host: str, port: int) -> list[Address]:
-    """The numeric addresses of ``host``; raises `OSError` if it has none. Numeric hosts need no thread."""
-    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_DGRAM)
-    return list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
 
 
 @asynccontextmanager
@@ -464,10 +368,3 @@ async def _asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
         return
     async with open_loop() as loop:
         yield loop
-
-
-def _withdrawn(record: Record) -> Record:
-    """What replaces ``record`` when its owner leaves: the same place, nothing offered."""
-    if isinstance(record, TopicEntry):
-        return TopicEntry(topic=record.topic, withdrawn=True, owner=record.owner)
-    return PeerRecord(withdrawn=True, owner=record.owner)

@@ -11,7 +11,8 @@ import structlog
 import trio
 
 from moed.daemon.network.datagrams import UdpPort
-from moed.daemon.network.dht import Dht, resolve_name
+from moed.daemon.network.dht import Dht
+from moed.daemon.network.entrance import resolve_name
 from moed.daemon.network.routing import Peer
 from moed.protocol import queries
 from moed.protocol.envelope import Opener, seal
