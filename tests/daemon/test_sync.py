@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from moed.consensus.blocks import MAX_BLOCK_RECORD_BYTES
 from moed.consensus.transition import Head
 from moed.daemon.network.calls import Reply
-from moed.daemon.network.errors import AnswerTooLarge, CallError
+from moed.daemon.network.errors import AnswerTooLarge, CallError, RemoteRefusal
 from moed.daemon.network.peers import Priority
+from moed.daemon.snapshot_sync import SnapshotSync
 from moed.daemon.store import Store
-from moed.daemon.sync import SYNC_BATCH, Batch, Sync
+from moed.daemon.sync import MAX_SNAPSHOT_TRIES, SYNC_BATCH, Batch, Sync
 from moed.protocol.identity import NodeId
 from support.chains import key, make_genesis
 
@@ -50,7 +54,32 @@ class Answering:
         return [] if self.is_dropped.is_set() else [self]
 
 
-async def follow(tmp_path: Path, peer: Answering, until: trio.Event, taken: list[Batch]) -> None:
+class WithoutSnapshots(Answering):
+    """A peer that has blocks and nothing else, and counts the questions for more."""
+
+    def __init__(self) -> None:
+        super().__init__([ROW])
+        self.asked = 0
+
+    async def call(
+        self, method: str, body: object = None, *, deadline_s: float, max_answer_bytes: int | None = None
+    ) -> Reply:
+        if method == "chain.blocks":
+            return await super().call(method, body, deadline_s=deadline_s, max_answer_bytes=max_answer_bytes)
+        await trio.lowlevel.checkpoint()
+        self.asked += 1
+        raise RemoteRefusal("unknown_method", method)
+
+
+async def inline(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Blocking work on virtual time, which does not wait for threads."""
+    await trio.lowlevel.checkpoint()
+    return function(*arguments)
+
+
+async def follow(
+    tmp_path: Path, peer: Answering, until: trio.Event, taken: list[Batch], *, begins_late: bool = False
+) -> None:
     """Catch up with one peer until something happened; ``taken`` then holds what was handed over."""
 
     async def take(batch: Batch) -> None:
@@ -63,11 +92,12 @@ async def follow(tmp_path: Path, peer: Answering, until: trio.Event, taken: list
         raise AssertionError("nobody asked for a snapshot")
 
     with Store(tmp_path / "chain.db", make_genesis()) as store:
-        sync = Sync(store, height=lambda: 0, take=take, begin=begin, run_blocking=trio.to_thread.run_sync)
+        late = SnapshotSync(store, tmp_path / "incoming", run_blocking=inline) if begins_late else None
+        sync = Sync(store, height=lambda: 0, take=take, begin=begin, run_blocking=inline, snapshots=late)
         sync.hear(peer.node_id, 1_000)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sync.run, peer)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 await until.wait()
             nursery.cancel_scope.cancel()
 
@@ -77,6 +107,18 @@ async def test_an_answer_is_handed_on_unread(tmp_path: Path) -> None:
     taken: list[Batch] = []
     await follow(tmp_path, Answering([ROW] * SYNC_BATCH), trio.Event(), taken)
     assert [(batch.start, batch.rows) for batch in taken] == [(1, [(ROW[0], ROW[1])] * SYNC_BATCH)]
+
+
+async def test_where_nobody_has_a_snapshot_the_blocks_are_followed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who was told to begin at one asks a few times and does not wait for ever."""
+    taken: list[Batch] = []
+    peer = WithoutSnapshots()
+    await follow(tmp_path, peer, trio.Event(), taken, begins_late=True)
+    assert peer.asked == MAX_SNAPSHOT_TRIES
+    assert [batch.start for batch in taken] == [1]
+    assert autojump_clock.current_time() < 60
 
 
 @pytest.mark.parametrize(
