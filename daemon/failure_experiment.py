@@ -238,7 +238,7 @@ def _describe(learner: _Learner, killed_at_s: float, seed: int) -> dict[str, Any
         "verdict": {
             "rows_not_finite": {"value": learner.not_finite, "target": "0", "met": learner.not_finite == 0},
             "recovered_after_s": {
-                "value": found.recovered_after_s,
+                "value": found.recovered_after_s if math.isfinite(found.recovered_after_s) else None,
                 "target": f"at most {RECOVERED_WITHIN_S:g}",
                 "met": found.recovered_after_s <= RECOVERED_WITHIN_S,
             },
@@ -260,7 +260,12 @@ def failure_tables(found: dict[str, Any]) -> list[Table]:
         ["loss at the end", f"{found['loss_at_the_end']:.3f}"],
     ]
     verdicts = [
-        [name.replace("_", " "), f"{one['value']:g}", one["target"], "yes" if one["met"] else "NO"]
+        [
+            name.replace("_", " "),
+            "never" if one["value"] is None else f"{one['value']:g}",
+            one["target"],
+            "yes" if one["met"] else "NO",
+        ]
         for name, one in found["verdict"].items()
     ]
     return [
