@@ -8,44 +8,54 @@ from typing import Any
 
 from .experiment_plots import new_figure, save_figure
 
+_LEAST_SHOWN = 1e-5  # nothing missing has no place on a logarithmic axis
 _MIXTURE, _OTHER, _ORACLE = "#1f5f8b", "#9aa7b0", "#b3541e"
 
 
 def plot_mixture(found: Mapping[str, Any], path: Path) -> None:
-    """Bars of losses for both casts of miners."""
+    """Bars of losses for both casts of miners, the mean over the seeds with their range."""
     figure, axes = new_figure(7, 4.5)
     names = ("mixture", "oracle", "uniform_average", "best_single")
     colours = (_MIXTURE, _ORACLE, _OTHER, "#5d6a73")
     for cast, offset in (("specialists", 0), ("overlapping", len(names) + 1)):
         for at, (name, colour) in enumerate(zip(names, colours, strict=True)):
-            value = found[cast]["losses"][name]
-            axes.bar(offset + at, value, color=colour, label=name.replace("_", " ") if not offset else None)
-            axes.annotate(f"{value:.2f}", (offset + at, value), ha="center", va="bottom", fontsize=8)
+            one = found["spread"][f"{cast}: {name}"]
+            reach = [[one["mean"] - one["min"]], [one["max"] - one["mean"]]]
+            label = name.replace("_", " ") if not offset else None
+            axes.bar(offset + at, one["mean"], yerr=reach, capsize=3, color=colour, label=label)
+            axes.annotate(f"{one['mean']:.2f}", (offset + at, one["max"]), ha="center", va="bottom", fontsize=8)
     axes.set_xticks([1.5, len(names) + 2.5], ["4 specialists", "8 overlapping miners"])
     axes.set_ylabel("bits per byte of held-out text")
-    axes.set_title(f"The mixture beside its members (seed {found['seed']})", fontsize=11)
+    axes.set_title(f"The mixture beside its members ({_seeds(found)})", fontsize=11)
     axes.legend(fontsize=8)
     save_figure(figure, path)
 
 
+def _seeds(found: Mapping[str, Any]) -> str:
+    return f"{len(found['seeds'])} seeds" if len(found["seeds"]) > 1 else f"seed {found['seeds'][0]}"
+
+
 def plot_specialist(found: Mapping[str, Any], path: Path) -> None:
-    """How alike honest pairs and disguised copies are, with the threshold."""
+    """How alike honest pairs and disguised copies are and what is missing, with the thresholds."""
     figure, axes = new_figure(7, 5)
-    rates = found["detection"]
-    for at, (name, row) in enumerate(rates["disguises"].items()):
-        axes.plot([row["likeness_min"], row["likeness_mean"]], [at, at], color=_ORACLE, linewidth=2)
-        axes.plot(row["likeness_mean"], at, "o", color=_ORACLE)
-        axes.annotate(f"{name} (costs {row['costs_bits']:.2f} bits)", (0.02, at), fontsize=8, va="center")
-    below = -1
-    means = [mean for mean, _most in rates["honest"].values()]
-    axes.plot(means, [below] * len(means), "|", color=_MIXTURE, markersize=14)
-    axes.plot(rates["honest_max"], below, "|", color=_MIXTURE, markersize=20)
-    axes.annotate("honest pairs", (0.02, below), fontsize=8, va="bottom", color=_MIXTURE)
-    axes.axvline(rates["threshold"], color="0.3", linewidth=0.9, linestyle="--")
-    axes.set_xlim(0, 1.02)
-    axes.set_yticks([])
+    rates = [run["detection"] for run in found["runs"]]
+    for name in rates[0]["disguises"]:
+        rows = [one["disguises"][name] for one in rates]
+        at = min(row["likeness_min"] for row in rows), max(max(row["missing_max"], _LEAST_SHOWN) for row in rows)
+        axes.plot(*at, "o", color=_ORACLE)
+        axes.annotate(f" {name}", at, fontsize=7, va="center")
+    for one in rates:
+        _mean, alike, missing = zip(*one["honest"].values(), strict=True)
+        axes.plot(alike, missing, "x", color=_MIXTURE, markersize=5)
+    axes.plot([], [], "o", color=_ORACLE, label="copies and relays, the worst test of each kind")
+    axes.plot([], [], "x", color=_MIXTURE, label="honest pairs, the worst test of each")
+    axes.axvline(rates[0]["threshold"], color="0.3", linewidth=0.9, linestyle="--")
+    axes.hlines(rates[0]["max_missing"], rates[0]["akin"], rates[0]["threshold"], color="0.3", linewidth=0.9)
+    axes.set_yscale("log")
     axes.set_xlabel("likeness on canaries (correlation of log-probabilities)")
-    axes.set_title("Copies and relays in disguise, and honest pairs", fontsize=11)
+    axes.set_ylabel("missing part of the original")
+    axes.set_title(f"Flagged is who is right of or below the line ({_seeds(found)})", fontsize=11)
+    axes.legend(fontsize=8)
     save_figure(figure, path)
 
 
@@ -53,14 +63,15 @@ def plot_distillation(found: Mapping[str, Any], path: Path) -> None:
     """The students' losses as they learn."""
     figure, axes = new_figure(7, 4.5)
     colours = {"alone": _OTHER, "exchange": _MIXTURE, "newcomer": _ORACLE}
-    for name, student in found["students"].items():
-        steps, losses = zip(*student["curve"], strict=True)
-        axes.plot(steps, losses, color=colours[name], label=name)
-    axes.axhline(found["lone_best"], color="0.5", linewidth=0.8, linestyle="--")
+    for number, run in enumerate(found["runs"]):
+        for name, student in run["students"].items():
+            steps, losses = zip(*student["curve"], strict=True)
+            axes.plot(steps, losses, color=colours[name], linewidth=1.2, label=None if number else name)
+        axes.axhline(run["lone_best"], color="0.5", linewidth=0.8, linestyle="--")
     axes.set_ylim(top=min(5.0, axes.get_ylim()[1]))
     axes.set_xlabel("steps (those of trials that were given up among them)")
     axes.set_ylabel("bits per byte of held-out text")
-    axes.set_title(f"A student with {found['own_bytes'] // 1024} KiB of text (seed {found['seed']})", fontsize=11)
+    axes.set_title(f"A student with {found['runs'][0]['own_bytes'] // 1024} KiB of text ({_seeds(found)})", fontsize=11)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.25)
     save_figure(figure, path)

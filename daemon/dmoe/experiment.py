@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from moed.daemon.errors import ConfigError
+from moed.daemon.parallel_plays import play_all
 from moed.daemon.tables import Table
+from moed.models.digits import load_digits
 from moed.models.errors import CorpusUnavailable
 
 from . import trials
@@ -25,24 +28,29 @@ SEARCHES = 60
 
 
 def dmoe(*, seeds: int, nodes: Sequence[int], say: Say) -> dict[str, Any]:
-    """All of it; ``nodes`` are the sizes of the networks that experts are searched in. Raises `ConfigError`."""
-    torch.set_num_threads(1)
+    """All of it; ``nodes`` are the sizes of the networks that experts are searched in. Raises `ConfigError`.
+
+    The parts are played beside each other in processes, to which ``say`` must be able to go.
+    """
     say(f"seeds 0 to {seeds - 1}")
     try:
-        runs = [trials.converge(seed, steps=STEPS, in_flight=IN_FLIGHT, say=say) for seed in range(seeds)]
+        load_digits(0)
     except CorpusUnavailable as error:
         raise ConfigError(str(error), "and start again") from error
-    speeds = []
-    for delay_s in DELAYS_S:
-        speeds.append(trials.throughput(delay_s, 0, steps=5 * CROWD // 2, in_flight=CROWD))
-        say(f"delay {delay_s:g} s: {speeds[-1]['rows_per_s']:.0f} rows/s")
-    deaths = [trials.die(seed, steps=260, in_flight=16) for seed in range(seeds)]
-    say(f"recovered after {max(one['recovered_after_s'] for one in deaths):.1f} s at most")
-    searches = []
-    for count in nodes:
-        searches.append(find_experts(count, SEARCHES, 0, say))
-        say(f"search among {count} nodes: p50 {searches[-1]['widened']['p50_s']:.3f} s")
-    found = {"convergence": runs, "throughput": speeds, "deaths": deaths, "search": searches}
+    parts: dict[tuple[str, float], Callable[[], dict[str, Any]]] = {
+        **{("search", n): partial(find_experts, n, SEARCHES, 0, say) for n in sorted(nodes, reverse=True)},
+        **{
+            ("convergence", seed): partial(trials.converge, seed, steps=STEPS, in_flight=IN_FLIGHT, say=say)
+            for seed in range(seeds)
+        },
+        **{("throughput", delay_s): partial(_measure_throughput, delay_s, say) for delay_s in DELAYS_S},
+        **{("deaths", seed): partial(_kill_servers, seed, say) for seed in range(seeds)},
+    }
+    played = dict(zip(parts, play_all(list(parts.values())), strict=True))
+    found = {
+        kind: [one for (of, _), one in sorted(played.items(), key=lambda item: item[0]) if of == kind]
+        for kind in ("convergence", "throughput", "deaths", "search")
+    }
     return {
         "experiment": "dmoe",
         "seeds": list(range(seeds)),
@@ -52,6 +60,18 @@ def dmoe(*, seeds: int, nodes: Sequence[int], say: Say) -> dict[str, Any]:
         "verdict": verdict(found),
         **found,
     }
+
+
+def _measure_throughput(delay_s: float, say: Say) -> dict[str, Any]:
+    measured = trials.throughput(delay_s, 0, steps=5 * CROWD // 2, in_flight=CROWD)
+    say(f"mean delay {delay_s:g} s: {measured['rows_per_s']:.0f} rows/s")
+    return measured
+
+
+def _kill_servers(seed: int, say: Say) -> dict[str, Any]:
+    outcome = trials.die(seed, steps=260, in_flight=16)
+    say(f"seed {seed}: recovered {outcome['recovered_after_s']:.1f} s after servers died")
+    return outcome
 
 
 def verdict(found: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +90,10 @@ def verdict(found: dict[str, Any]) -> dict[str, Any]:
     }
     for one in found["search"]:
         rows[f"search_recall_{one['nodes']}_nodes"] = _least([one["widened"]["recall"]], 0.95)
-    return {name: {"value": value, "target": target, "met": met} for name, (value, target, met) in rows.items()}
+    return {
+        name: {"value": value if math.isfinite(value) else None, "target": target, "met": met}
+        for name, (value, target, met) in rows.items()
+    }
 
 
 def _most(values: Sequence[float], bound: float) -> tuple[float, str, bool]:
@@ -113,7 +136,7 @@ def dmoe_tables(found: dict[str, Any]) -> list[Table]:
         for kind in ("widened", "fixed")
     ]
     verdicts = [
-        [name, f"{one['value']:.3f}", one["target"], "yes" if one["met"] else "NO"]
+        [name, "never" if one["value"] is None else f"{one['value']:.3f}", one["target"], "yes" if one["met"] else "NO"]
         for name, one in found["verdict"].items()
     ]
     return [

@@ -46,7 +46,7 @@ def plot_dmoe(found: dict[str, Any], path: Path) -> None:
     deaths.set_ylim(bottom=0)
     deaths.set_xlabel("seconds after 5 of 16 servers died")
     deaths.set_ylabel("rows learned from per second")
-    deaths.set_title(f"Recovered after {found['verdict']['recovered_after_s']['value']:.1f} s at most")
+    deaths.set_title(f"Recovered after: {_seconds(found['verdict']['recovered_after_s']['value'])}")
     for axes in (learning, load, deaths):
         axes.legend(fontsize=8)
     for axes in (learning, load, speed, deaths):
@@ -64,8 +64,13 @@ def plot_failure(found: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"seconds after one of {found['servers']} servers was killed")
     axes.set_ylabel("rows learned from per second")
     axes.set_title(
-        f"Recovered after {found['recovered_after_s']:.1f} s; rows that were not finite: {found['rows_not_finite']}",
+        f"Recovered after: {_seconds(found['verdict']['recovered_after_s']['value'])}; rows that were not finite: "
+        f"{found['verdict']['rows_not_finite']['value']}",
         fontsize=11,
     )
     axes.grid(alpha=0.25)
     save_figure(figure, path)
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"

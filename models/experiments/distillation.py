@@ -62,7 +62,6 @@ class MixtureTeacher:
 def run_distillation(*, seed: int, say: Say, scale: Scale | None = None) -> dict[str, Any]:
     """Teachers first, then three students from the same first weights on the same text, measured as they learn."""
     scale = scale or Scale()
-    say(f"seed {seed}")
     corpora = {name: load_corpus(name) for name in scale.domains}
     teachers = _teachers(corpora, scale, seed, say)
     members = {uid: teachers[name] for uid, name in enumerate(corpora)}

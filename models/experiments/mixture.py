@@ -7,9 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from moed.models.corpora import Corpus, load_corpus
-from moed.models.evaluation import HeldOutReport, MemberWorth, compare, gather_held_out, held_out_plans, member_worths
+from moed.models.evaluation import (
+    HeldOut,
+    HeldOutReport,
+    MemberWorth,
+    compare,
+    gather_held_out,
+    held_out_plans,
+    member_worths,
+)
+from moed.models.gate import choose, decision_scores
+from moed.models.mixture import mixture_bits, mixture_log_weights
 from moed.models.plans import ValidatorConfig
 from moed.models.validation import ValidatorBrain
 
@@ -18,9 +29,11 @@ from .members import Answering, Member, Say, ask, rank_correlation, text_of, tra
 DOMAINS = ("prose", "python", "tables", "c")
 SPECIALIST_STEPS = 500
 PLANS = 160
-HELD_OUT_ROWS = 48
+HELD_OUT_ROWS = 128
 OVERLAP_SHARE = 0.2
 """How much of what each of the eight reads is of the domain after its own."""
+RAISED_AT_MOST = 40.0
+"""A score so much above the others has all of the weight."""
 TARGETS = {
     "under_best_single": 0.25,
     "under_uniform": 0.10,
@@ -43,7 +56,6 @@ class Scale:
 def run_mixture(*, seed: int, say: Say, scale: Scale | None = None) -> dict[str, Any]:
     """Four specialists, then eight miners of overlapping domains, each with a gate of its own, on held-out text."""
     scale = scale or Scale()
-    say(f"seed {seed}")
     corpora = {name: load_corpus(name) for name in scale.domains}
     say(f"{len(corpora)} specialists, {scale.steps} steps each ...")
     four = {
@@ -126,7 +138,40 @@ def measure(
     )
     report = compare(brain, held_out)
     worths = member_worths(brain, held_out, np.random.default_rng(seed))
-    return _named(report, worths, {uid: member.name for uid, member in members.items()}, brain)
+    names = {uid: member.name for uid, member in members.items()}
+    return {**_named(report, worths, names, brain), "raised": raise_specialists(brain, held_out, names)}
+
+
+@torch.no_grad()
+def raise_specialists(brain: ValidatorBrain, rows: HeldOut, names: Mapping[int, str]) -> dict[str, dict[str, float]]:
+    """For each domain with a miner of that name: its share of the weight, the mixture's loss there, and what the loss
+    would be if the miner's score were raised everywhere until its share is the target's.
+
+    Where the share is below the target and the second loss is the higher one, the gate is right to give it less.
+    """
+    config = brain.config.gate
+    scores = brain.gate_scores(rows.tokens, rows.uids)
+    evidence = brain.gate.evidence(rows.target_log_probs)
+    found = {}
+    for domain, at in ((name, rows.uids.index(uid)) for uid, name in names.items() if name in rows.domains):
+        places = rows.scored & torch.from_numpy(rows.domains == domain).unsqueeze(-1)
+
+        def mix(raised_by: float, at: int = at, places: torch.Tensor = places) -> tuple[float, float]:
+            raised = scores.clone()
+            raised[..., at] += raised_by
+            chosen = choose(decision_scores(raised, config.prefix_bytes), config.k)
+            weights = mixture_log_weights(raised + evidence, chosen.unsqueeze(1).expand_as(raised)).exp()
+            bits = mixture_bits(raised + evidence, rows.target_log_probs, chosen)
+            return float(weights[..., at][places].mean()), float(bits[places].mean())
+
+        share, loss = mix(0.0)
+        low, high = 0.0, RAISED_AT_MOST
+        while share < TARGETS["share"] and high - low > 0.01:
+            middle = (low + high) / 2
+            low, high = (middle, high) if mix(middle)[0] < TARGETS["share"] else (low, middle)
+        at_target = loss if share >= TARGETS["share"] else mix(high)[1]
+        found[domain] = {"share": share, "loss": loss, "loss_at_target": at_target}
+    return found
 
 
 def _named(
