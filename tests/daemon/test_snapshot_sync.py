@@ -110,6 +110,17 @@ async def run_chain(
             nursery.cancel_scope.cancel()
 
 
+async def test_a_step_that_a_kill_kept_from_the_disk_is_there_after_the_restart(tmp_path: Path) -> None:
+    """The last block was on the disk and the proof of its validators was not: one gap would end the way for ever."""
+    long_chain(tmp_path / "a", 2 * PARAMS.tempo)
+    with Store(tmp_path / "a" / "chain.db", GENESIS) as store:
+        steps = store.steps(PARAMS.tempo, PARAMS.tempo, 9, 1 << 20)
+        store._db.execute("DELETE FROM steps WHERE height = ?", (2 * PARAMS.tempo,))
+    async with run_chain(tmp_path / "a", key(50)) as again:
+        assert again.store.steps(PARAMS.tempo, PARAMS.tempo, 9, 1 << 20) == steps
+    assert len(steps) == 2
+
+
 async def test_a_new_node_begins_at_the_last_epoch_while_blocks_go_on(tmp_path: Path) -> None:
     """Two validators come to the end of an epoch and keep its state; a third node begins there, and then gives it."""
     long_chain(tmp_path / "a", 38)
