@@ -31,7 +31,7 @@ ACCOUNT_BALANCE = 1_000 * CREDIT
 class Validators:
     """The processes of one network, all with the same stake. ``accounts`` are keys that hold something from the start.
 
-    ``offline`` of them have keys and homes, and no process.
+    ``followers`` more nodes have keys and homes, and no stake.
     """
 
     def __init__(
