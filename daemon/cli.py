@@ -324,7 +324,7 @@ moed.add_command(devnet)
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point. Exit codes: 0 done, 1 failed, 3 wrong usage or configuration."""
     try:
-        return moed.main(arguments, standalone_mode=False)
+        return moed.main(arguments, prog_name="moed", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.Abort:

@@ -355,12 +355,26 @@ def test_no_daemon_exits_with_2(tmp_path: Path) -> None:
         ("logs", "--level", "loud"),
     ],
 )
-def test_wrong_usage_exits_with_3(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_3(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Unknown verbs and options, values out of range, arguments that are missing or fight each other."""
-    done = moectl(*arguments)
-    assert done.returncode == 3
-    assert "Usage: moectl" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert ctl.run(list(arguments)) == 3
+    assert "Usage: moectl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("root", "name"), [(ctl.moectl, "moectl"), (cli.moed, "moed")])
+def test_no_verb_takes_what_it_does_not_know(
+    root: click.Command, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown option of any verb ends with 3, that verb's usage, the option's name and where to read on."""
+    main = ctl.main if name == "moectl" else cli.main
+    for _, path in commands(root, (name,)):
+        with pytest.raises(SystemExit) as ended:
+            main([*path[1:], "--nope"])
+        told = capsys.readouterr().err
+        assert ended.value.code == 3, path
+        assert f"Usage: {' '.join(path)} " in told
+        assert f"Try '{' '.join(path)} --help'" in told
+        assert "--nope" in told
 
 
 def test_help_and_version_exit_with_0() -> None:
