@@ -14,7 +14,10 @@ MAX_CALLERS = 4096
 
 @dataclass(slots=True)
 class _Bucket:
-    """Seconds of device time that fill at a share of the time, up to a burst; may be overdrawn by one pass."""
+    """Seconds of device time that fill at a share of the time, up to a burst.
+
+    It may be overdrawn by the passes that were let in before it was empty.
+    """
 
     balance_s: float
     at_s: float

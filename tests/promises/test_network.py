@@ -52,14 +52,17 @@ def test_b7_the_mixture_beats_its_best_member(network: Network) -> None:
 
 
 def test_b13_rankings_merge_into_one_consensus(network: Network) -> None:
-    """Two validators wrote weights of their own; the incentives that all nodes hold lie between what they said."""
+    """Two validators wrote weights of their own; every node made the same one reward of each miner out of both."""
     validators = [str(row["uid"]) for row in network.rankings["validators"]]
     miners = network.rankings["miners"]
     first, second = ([row["weight_by_validator"][uid] for row in miners] for uid in validators)
     assert first != second
     for name in network.names:
-        seen = network.client(name).get("/v1/rankings")["miners"]
-        assert {row["uid"] for row in seen} == {row["uid"] for row in miners}
+        for row in miners:
+            query = {"uid": row["uid"], "epoch": network.rankings["epoch"]}
+            reward = network.client(name).get("/v1/why/reward", query)
+            assert reward["emission"] == row["emission"]
+            assert {str(rating["uid"]) for rating in reward["ratings"]} == set(validators)
     assert sum(row["incentive"] for row in miners) == pytest.approx(1, abs=1e-3)
 
 
@@ -84,7 +87,7 @@ def test_b14_a_reward_can_be_taken_apart(network: Network) -> None:
 
 
 def test_b17_miners_train_while_they_serve(network: Network) -> None:
-    """Between two looks each miner has both answered more rows and made more training steps, with falling loss."""
+    """Between two looks each miner has both answered more rows and made more training steps; it has learned."""
 
     def work(name: str) -> dict[str, float]:
         (own,) = [row for row in network.client(name).get("/v1/experts") if "training_steps" in row]
@@ -101,6 +104,7 @@ def test_b17_miners_train_while_they_serve(network: Network) -> None:
         )
 
     wait_until("every miner to serve and train", moved)
+    # a byte is 8 bits: what a model loses that has learned nothing
     assert all(one["training_loss_bits"] < 4 for one in before.values())
 
 
