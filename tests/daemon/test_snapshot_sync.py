@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -124,7 +125,7 @@ async def test_a_step_that_a_kill_kept_from_the_disk_is_there_after_the_restart(
 async def test_a_new_node_begins_at_the_last_epoch_while_blocks_go_on(tmp_path: Path) -> None:
     """Two validators come to the end of an epoch and keep its state; a third node begins there, and then gives it."""
     long_chain(tmp_path / "a", 38)
-    long_chain(tmp_path / "b", 38)
+    copytree(tmp_path / "a", tmp_path / "b")
     async with (
         run_chain(tmp_path / "a", key(1)) as one,
         run_chain(tmp_path / "b", key(2)) as two,
@@ -177,7 +178,9 @@ class Liar:
 
 async def test_no_liar_is_believed_and_the_honest_one_is(tmp_path: Path) -> None:
     """False pieces, pieces of a false state, false steps: each ends its session, and the state is the true one."""
-    heads = [long_chain(tmp_path / name, 34) for name in ("honest", "piece", "state", "steps")]
+    head = long_chain(tmp_path / "honest", 34)
+    for name in ("piece", "state", "steps"):
+        copytree(tmp_path / "honest", tmp_path / name)
     at_epoch = Head.at_genesis(GENESIS)
     with Store(tmp_path / "honest" / "chain.db", GENESIS) as store:
         for block, commit in store.blocks():
@@ -195,7 +198,7 @@ async def test_no_liar_is_believed_and_the_honest_one_is(tmp_path: Path) -> None
             await late.peers.connect(other.address, None, timeout_s=5)
         with trio.fail_after(PATIENCE_S):
             await late.chain.wait_height(34)
-        assert late.chain.head.hash == heads[0].hash
+        assert late.chain.head.hash == head.hash
         assert late.store.first_height == 31
         assert account_key(key(66).public_key) not in late.chain.head.state.encoded()
 
@@ -266,6 +269,21 @@ async def test_what_was_brought_before_a_stop_is_not_asked_for_again(tmp_path: P
         assert sorted(given) == [index for index in range(len(first.pieces)) if index not in first.given[1:]]
         assert all(one.given for one in others)
         assert not any(one.is_dropped for one in (first, *others))
+
+
+async def test_what_a_validator_offers_comes_before_what_many_without_stake_do(tmp_path: Path) -> None:
+    """A manifest is signed by nobody; a crowd that tells the same false one does not cost even its download."""
+    head, steps = chain_with_steps(tmp_path / "a", 20)
+    crowd = [Session(number, head, steps) for number in range(60, 66)]
+    for one in crowd:
+        one.pieces = one.pieces[:-1]
+    validator = Session(2, head, steps)
+    with Store(tmp_path / "new.db", GENESIS) as store:
+        found = await SnapshotSync(store, tmp_path / "incoming").find([*crowd, validator])
+    assert found is not None
+    assert found.state_root == head.state_root
+    assert len(validator.given) == len(validator.pieces)
+    assert not any(one.given for one in crowd)
 
 
 async def test_steps_of_a_false_chain_do_not_stop_whoever_knows_a_checkpoint(tmp_path: Path) -> None:
