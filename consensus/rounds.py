@@ -98,13 +98,16 @@ class Rounds:
         return round_number <= min(self.round + MAX_ROUNDS_AHEAD, MAX_ROUND)
 
     def check_author(self, proposal: Proposal) -> None:
-        """Raise `Unexpected` or `BadSignature` unless a proposal is of whose turn it is; its contents are not read."""
+        """Raise as `check_proposal` does unless a proposal is of whose turn it is; its contents are only counted."""
         self._require_this_height(proposal.height)
         if not self.is_in_reach(proposal.round):
             raise Unexpected(f"a proposal for round {proposal.round} while in round {self.round}")
         proposal.check_signature(self._network_id, self.turn(proposal.round))
         if proposal.valid_round >= proposal.round:
             raise Unexpected(f"a valid round of {proposal.valid_round} is not before round {proposal.round}")
+        limit, count = self._params.max_block_transactions, len(proposal.block.transactions)
+        if count > limit:  # of many turns ahead at once it would take memory, and nobody could vote for it
+            raise Malformed(f"a proposed block of {count} transactions; {limit} are allowed")
         self._require_its_author(proposal)
 
     def check_proposal(self, proposal: Proposal) -> None:

@@ -22,7 +22,7 @@ from moed.consensus.blocks import (
 from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH
-from moed.consensus.transactions import Register, sign_transaction
+from moed.consensus.transactions import Register, sign_transaction, transactions_root
 from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
 from moed.protocol.errors import BadSignature, Malformed, Unexpected
@@ -318,6 +318,26 @@ def test_a_body_swapped_on_the_way_does_not_stand_in_the_way_of_the_honest_one()
         with pytest.raises(Malformed):
             hear(rounds, swapped)
     assert cast(hear(rounds, honest)) == [(VoteKind.PREVOTE, 0, honest.block.hash)]
+
+
+def test_a_block_that_is_too_long_to_hold_is_not_kept() -> None:
+    """Whoever has many turns ahead could else fill everybody's memory with blocks that no rule allows."""
+    params = msgspec.structs.replace(GENESIS.params, max_block_transactions=1)
+    transactions = tuple(sign_transaction(key(9), GENESIS.network_id, nonce, Register()) for nonce in range(2))
+    for count, is_taken in ((1, True), (2, False)):
+        rounds = Rounds(
+            1, new_head().validators, None, params=params, network_id=GENESIS.network_id, is_valid=lambda _: False
+        )
+        body = transactions[:count]
+        empty = block_by(1)
+        header = msgspec.structs.replace(empty.header, transactions_root=transactions_root(body))
+        proposal = propose(msgspec.structs.replace(empty, header=header, transactions=body))
+        if is_taken:
+            hear(rounds, proposal)
+        else:
+            with pytest.raises(Malformed, match="2 transactions"):
+                hear(rounds, proposal)
+        assert bool(rounds.proposals) is is_taken
 
 
 class _Network:
