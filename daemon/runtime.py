@@ -10,11 +10,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import structlog
 import trio
 
@@ -32,8 +31,8 @@ from moed.models.errors import (
 from moed.protocol.experts import BatchSchema, ExpertInfo, Load
 
 from .allocator import keep_freed_memory
+from .hosted import ExpertLoad, Hosted, Learned, Rows, RuntimeLoad, TeachableHosted
 
-Rows = npt.NDArray[Any]
 T = TypeVar("T")
 # ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
 RunBlocking = Callable[..., Awaitable[Any]]
@@ -43,39 +42,6 @@ _EMA_SHARE = 0.1
 _INLINE_S = 100e-6
 """A batch that takes less than this runs on the event loop itself: going to a thread and back costs as much."""
 _log = structlog.get_logger()
-
-
-class Hosted(Protocol):
-    """What the worker needs of an expert: `moed.models.hosting.HostedExpert` has it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def info(self) -> ExpertInfo: ...
-    @property
-    def trains_itself(self) -> bool: ...
-    @property
-    def training_loss_bits(self) -> float: ...
-    @property
-    def training_steps(self) -> int: ...
-    def forward(self, inputs: Rows) -> Rows: ...
-    def train_step(self) -> float: ...
-    def save(self) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What a backward pass gave: ``gradients`` at the inputs, and the device time that it took."""
-
-    gradients: Rows
-    busy_s: float
-
-
-class TeachableHosted(Hosted, Protocol):
-    """An expert whose ``info.has_backward`` is true has this too. After `gradient`, `learn` is the next call."""
-
-    def gradient(self, inputs: Rows, gradients: Rows) -> Rows: ...
-    def learn(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +57,6 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.training_share <= 1:
             raise ValueError(f"training_share is between 0 and 1, not {self.training_share}")
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertLoad:
-    """What one expert has done: ``forwards_per_s`` is the moving average of its rate while it works, 0 before."""
-
-    name: str
-    forwards_per_s: float
-    rows_served: int
-    training_loss_bits: float
-    training_steps: int
-    is_training: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeLoad:
-    """How busy the device is: ``queue_delay_ms`` is the moving average from submission to start."""
-
-    queue_delay_ms: float
-    waiting_requests: int
-    waiting_rows: int
-    experts: tuple[ExpertLoad, ...]
 
 
 @dataclass(slots=True)

@@ -18,9 +18,10 @@ import numpy as np
 import trio
 from trio.testing import MockClock
 
+from moed.daemon.hosted import Rows
 from moed.daemon.network.errors import CallError, DeadlineExceeded, RemoteRefusal
 from moed.daemon.remote_experts import Asked, ask_all
-from moed.daemon.runtime import Rows, Runtime, RuntimeConfig
+from moed.daemon.runtime import Runtime, RuntimeConfig
 from moed.daemon.suspects import Suspects
 from moed.models.batching import QueueLimits
 from moed.models.beam import children_of
