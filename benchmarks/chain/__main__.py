@@ -2,8 +2,9 @@
 
 Finality is the time from the stamp in a block's header, which its proposer takes when it begins to build it, until the
 block is final *and on disk*, at every node; all are `moed run` processes on one machine with one clock. The pause
-between blocks is not in it. Transactions a second are those in final blocks while a generator, one more process, keeps
-pools full; it starts when the first block with any is final. Exit code 1 if a target is missed.
+between blocks is not in it. A block that took more than one round is counted in a row of its own and is in no time: a
+later proposer stamped it anew. Transactions a second are those in final blocks while a generator, one more process,
+keeps pools full; it starts when the first block with any is final. Exit code 1 if a target is missed.
 """
 
 from __future__ import annotations

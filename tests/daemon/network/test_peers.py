@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -401,6 +402,11 @@ async def test_an_idle_session_gives_its_buffers_back_and_lives_on() -> None:
         assert alice.peers.counters.sessions_opened == 1
 
 
+def resident_mib() -> float:
+    """What this process holds now; its peak says nothing after tests that moved large tensors."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
+
+
 async def knock(node: Running, data: bytes) -> None:
     """A stranger connects, says something, and waits until it is closed."""
     try:
@@ -419,7 +425,7 @@ async def test_strangers_bytes_leave_the_node_answering_with_flat_memory() -> No
     limits = NetworkLimits(handshake_s=0.3, max_half_open_per_host=32, accept_burst=1000)
     async with running(1) as alice, running(2, network_limits=limits) as bob:
         peer = await join(alice, bob)
-        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before_mib = resident_mib()
         hello = b"\x13"
         attacks = [
             b"",
@@ -441,7 +447,7 @@ async def test_strangers_bytes_leave_the_node_answering_with_flat_memory() -> No
         assert bob.peers.counters.bugs == 0
         assert bob.peers.counters.handshakes_failed == 300
         assert len(bob.peers.connected()) == 1
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 30_000
+        assert resident_mib() - before_mib < 30
 
 
 async def test_silent_strangers_do_not_keep_an_honest_one_out() -> None:
