@@ -60,6 +60,7 @@ def kill_and_restart(
     victim.start()
     victim.wait_ready()
     victim.wait_height(seen)
+    wait_until("the victim to say that it is with the others", lambda: (victim.status() or {}).get("synced"))
 
 
 def note(finals: dict[int, tuple[str, str]], found: dict[int, tuple[str, str]]) -> None:
