@@ -23,6 +23,7 @@ from .experiment_verbs import MODEL_VERBS, write_json
 from .key_verbs import keys
 from .layer_verbs import LAYER_VERBS
 from .plain_errors import plain_errors
+from .plan_verb import plan
 from .service_verbs import service
 from .simulate_verb import simulate
 
@@ -190,6 +191,7 @@ def config_show(home: Path, as_json: bool) -> None:
 moed.add_command(chain)
 moed.add_command(service)
 moed.add_command(keys)
+moed.add_command(plan)
 
 
 @moed.command("receipts")

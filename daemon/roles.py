@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .discovery import Discovery
 from .errors import ConfigError
 from .forwarding import ForwardedMixture
 from .home import Home
+from .limits_watch import MIB, resident_bytes
 from .network.calls import Handler, Method
 from .network.peers import Peers
 from .views import Mixture
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from moed.models.capacity import DeviceCapacity
     from moed.models.corpora import Corpus
     from moed.models.device import Device
+    from moed.models.hosted_layer import HostedLayer
     from moed.models.hosting import HostedExpert
     from moed.models.locks import Lock
 
@@ -101,6 +103,7 @@ def _miner(node: Surroundings) -> Role:
     }
     share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
     layers = open_layers(node.config, device)
+    _require_memory(node.config, [*hosted, *layers], device)
     runtime = Runtime([*hosted, *layers], RuntimeConfig(training_share=share))
     panel = Panel(node.chain, node.peers, node.discovery, node.identity.public_key)
     budgets = {section.name: section.exchange_rows_per_minute for section in node.config.experts}
@@ -148,8 +151,8 @@ def _validator(node: Surroundings) -> Role:
     from moed.models.capacity import measure_devices
     from moed.models.errors import CorpusUnavailable, ModelRefused
     from moed.models.gate import GateConfig
+    from moed.models.gate_file import open_brain
     from moed.models.plans import ValidatorConfig
-    from moed.models.validation import ValidatorBrain
 
     from .validator import Validator
 
@@ -165,11 +168,21 @@ def _validator(node: Surroundings) -> Role:
     # the stream is private: a miner that knew the seed would know what it will be asked
     locks: list[Lock | Corpus] = [*_validation_texts(node.config), *_own_locks(section.locks)]
     try:
-        brain = ValidatorBrain(locks, settings, seed=secrets.randbits(63))
+        opened = open_brain(Home(node.config.home).gate, locks, settings, seed=secrets.randbits(63))
     except (CorpusUnavailable, ModelRefused) as error:
         raise ConfigError(f"[validator]: {error}", "correct it in the configuration") from error
+    if opened.is_set_aside:
+        logger.warning("validator.set_aside", path=str(Home(node.config.home).gate))
     devices = measure_devices()
-    validator = Validator(node.chain, node.peers, node.discovery, brain, node.identity.public_key)
+    validator = Validator(
+        node.chain,
+        node.peers,
+        node.discovery,
+        opened.brain,
+        node.identity.public_key,
+        path=Home(node.config.home).gate,
+        remembered=opened.keys,
+    )
 
     def describe(record: PeerRecord) -> PeerRecord:
         return msgspec.structs.replace(record, devices=_devices(devices))
@@ -221,6 +234,19 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
         )
     except (CorpusUnavailable, ModelRefused) as error:
         raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
+
+
+def _require_memory(config: Config, models: Sequence[HostedExpert | HostedLayer], device: Device) -> None:
+    """Refuse what plainly cannot fit, by sums alone: `moed plan` finds out more. Raises `ConfigError`."""
+    limit_mib = config.limits.memory_mib
+    if limit_mib is None or device.is_cuda:
+        return
+    least = resident_bytes() + sum(one.bytes_to_come for one in models)
+    if least > limit_mib * MIB:
+        raise ConfigError(
+            f"[limits] memory_mib = {limit_mib}: these models take at least {-(-least // MIB)} MiB",
+            f"moed plan --home {config.home} says what fits",
+        )
 
 
 def corpus_of(section: ExpertSection, config: Config) -> Corpus:

@@ -81,6 +81,10 @@ class Device:
         values: Rows = tensor.detach().cpu().numpy()
         return values
 
+    def place(self, module: nn.Module) -> nn.Module:
+        """``module`` with its weights on the device."""
+        return module.to(self.torch_device) if self.is_cuda else module
+
     def computing(self) -> AbstractContextManager[Any]:
         """What a forward pass runs under."""
         if self.precision == "float32":
@@ -174,6 +178,11 @@ def give_back_at_once(allocator: Callable[..., int]) -> None:
     """
     for option in (-3, -1):  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3)
         allocator(option, 4096)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory."""
+    return _resident()[0]
 
 
 def _resident() -> tuple[int, int, int]:

@@ -225,7 +225,7 @@ def build_expert(spec: ExpertSpec, seed: int, device: Device = CPU) -> Expert:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = _own_module(spec) if spec.factory is not None else _built_in_module(spec)
-    return Expert(spec, module.to(device.torch_device))
+    return Expert(spec, device.place(module))
 
 
 def _built_in_module(spec: ExpertSpec) -> nn.Module:

@@ -29,7 +29,7 @@ from .optimizer import Adam, clip_gradients
 CHECKPOINT_KIND = "expert hidden"
 Rows = npt.NDArray[Any]
 
-_KEPT_ROWS_BYTES = 4 << 20
+KEPT_ROWS_BYTES = 4 << 20
 """Most bytes of inputs of a forward call that is kept for its backward; a layer holds about ten times as much."""
 
 
@@ -93,6 +93,12 @@ class HostedLayer:
         )
 
     @property
+    def bytes_to_come(self) -> int:
+        """The least memory that it takes beside its weights: moments and gradients, and a full batch's answer."""
+        learned = 3 * sum(one.numel() * one.element_size() for one in self.module.parameters())
+        return (learned if self.spec.learning_rate else 0) + self.spec.max_rows * self.spec.out_width * 4
+
+    @property
     def training_loss_bits(self) -> float:
         """Not a number: only its callers know the loss."""
         return math.nan
@@ -111,7 +117,7 @@ class HostedLayer:
         was_used, self._kept = self._kept is None, None
         self._is_trained = self._is_trained and was_used
         try:
-            if self._is_trained and inputs.nbytes <= _KEPT_ROWS_BYTES:
+            if self._is_trained and inputs.nbytes <= KEPT_ROWS_BYTES:
                 # a copy: the memory of a request is used again when it has been answered
                 self._kept = self._run(self.device.put(inputs.copy()))
                 return self.device.fetch(self._kept.output)
@@ -223,7 +229,7 @@ def build_layer(spec: LayerSpec, seed: int, device: Device = CPU) -> nn.Module:
         raise ModelRefused(f"expert {spec.name!r}: classes is for a layer that classifies, and needed there")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LAYERS[spec.layer].make(spec.width, spec.classes).to(device.torch_device)
+        return device.place(LAYERS[spec.layer].make(spec.width, spec.classes))
 
 
 def _below(prefix: str, tensors: Any) -> dict[str, Tensor]:

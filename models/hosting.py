@@ -63,6 +63,13 @@ class HostedExpert:
         )
 
     @property
+    def bytes_to_come(self) -> int:
+        """The least memory that it takes beside its weights: moments and gradients, and a full batch's answer."""
+        spec, weights = self.expert.spec, self.trainer.module.parameters()
+        learned = 3 * sum(one.numel() * one.element_size() for one in weights) if self.trains_itself else 0
+        return learned + spec.max_rows * spec.max_length * BYTE_VALUES * 4
+
+    @property
     def training_loss_bits(self) -> float:
         """The moving average of its training loss, in bits per byte."""
         return self.trainer.loss_bits
