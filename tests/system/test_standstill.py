@@ -37,4 +37,5 @@ def test_the_missing_are_named(tmp_path: Path) -> None:
             daemon.start()
         for daemon in network:
             daemon.wait_height(stood_at + 2)
+        wait_until("everybody to be synced", lambda: all((daemon.status() or {}).get("synced") for daemon in network))
         assert len({daemon.state_root_at(stood_at + 2) for daemon in network}) == 1
