@@ -19,7 +19,7 @@ from moed.consensus.state import ValidatorSet
 from moed.protocol.identity import NodeId, node_id_of
 
 from .network.calls import Reply
-from .network.errors import CallError
+from .network.errors import CallError, RequestTooLarge
 from .network.peers import Priority
 
 ONWARD = 2
@@ -206,6 +206,8 @@ class Gossip:
         priority = Priority.NORMAL if method == "chain.transactions" else Priority.HIGH
         try:
             await peer.notify(method, body, priority=priority)
+        except RequestTooLarge:
+            pass  # a peer that takes nothing so long does without; it is there all the same
         except CallError:
             # the session's own task closes it and says so
             self._on_lost(peer.node_id)

@@ -11,6 +11,7 @@ import trio.testing
 from moed.consensus.state import Validator, ValidatorSet
 from moed.daemon.gossip import MAX_KNOWN, ONWARD, Gossip, Known
 from moed.daemon.network.calls import Reply
+from moed.daemon.network.errors import CallError, PeerLost, RequestTooLarge
 from moed.daemon.network.peers import Priority
 from moed.protocol.identity import NodeId
 from support.chains import key
@@ -26,9 +27,12 @@ class Listening:
 
     def __init__(self, node_id: NodeId, told: list[tuple[NodeId, Any]]) -> None:
         self.node_id = node_id
+        self.error: CallError | None = None
         self._told = told
 
     async def notify(self, method: str, body: Any = None, *, priority: Priority) -> None:
+        if self.error is not None:
+            raise self.error
         self._told.append((self.node_id, body))
 
     async def call(
@@ -89,3 +93,19 @@ async def test_a_message_goes_on_to_a_few_and_to_nobody_twice() -> None:
             assert len([one for one in told if one not in leading]) == times * ONWARD
             assert len(set(told) | {PEER}) == len(told) + 1
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("error", "is_lost"), [(PeerLost("gone"), True), (RequestTooLarge("a MiB"), False)])
+async def test_only_a_lost_peer_counts_as_lost(error: CallError, is_lost: bool) -> None:
+    """One that takes no message so long is still there, and so is the height that it has told."""
+    peers, lost = Everybody(2), list[NodeId]()
+    deaf = peers.connected()[0]
+    deaf.error = error
+    gossip = Gossip(lost.append, VALIDATORS)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gossip.run, peers)
+        await gossip.tell_all("chain.vote", b"a vote")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert lost == ([deaf.node_id] if is_lost else [])
+    assert [node_id for node_id, _ in peers.told] == [peers.connected()[1].node_id]
