@@ -18,6 +18,7 @@ from moed import __version__
 from .ctl_operator import OPERATOR_VERBS
 from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
+from .fleet_verbs import fleet
 from .ledger_verbs import add_ledger_verbs
 
 __all__ = ["Target", "main", "moectl", "run"]
@@ -74,11 +75,12 @@ def experts(target: Target, as_json: bool) -> None:
 
 
 @moectl.command(epilog="Example: moectl capacity --json")
+@click.option("--owner", metavar="KEY", help="Only the devices that this key has registered.")
 @output_options
 @click.pass_obj
-def capacity(target: Target, as_json: bool) -> None:
+def capacity(target: Target, owner: str | None, as_json: bool) -> None:
     """Hardware of the network, measured by its owners' nodes."""
-    emit(target.client().get("/v1/capacity"), as_json, "capacity")
+    emit(target.client().get("/v1/capacity", {"owner": owner}), as_json, "capacity")
 
 
 @moectl.command(epilog="Example: moectl rankings")
@@ -276,6 +278,7 @@ def stop(target: Target, as_json: bool) -> None:
 
 
 add_ledger_verbs(moectl)
+moectl.add_command(fleet)
 for verb in OPERATOR_VERBS:
     moectl.add_command(verb)
 

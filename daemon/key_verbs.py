@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,12 +170,14 @@ def sign(file: Path, key_file: Path, yes: bool, passphrase_file: Path | None) ->
 @keys.command()
 @home_option
 @click.option("--owner", required=True, metavar="KEY", help="The public key of who may put this node to work.")
+@click.option("--line", is_flag=True, help="Print key, consent and this machine's name, for `moectl fleet register`.")
 @plain_errors
-def consent(home: Path, owner: str) -> None:
+def consent(home: Path, owner: str, line: bool) -> None:
     """Print the consent of a home's work key to work for OWNER, for `moectl tx build sponsor`.
 
     \b
     moed keys consent --home ~/.moed --owner 8a88…
+    moed keys consent --home ~/.moed --owner 8a88… --line >> fleet.txt
     """
     from moed.consensus.transactions import sign_consent
 
@@ -184,7 +187,8 @@ def consent(home: Path, owner: str) -> None:
 
     place = Home(home)
     identity = load_identity(place.key)
-    click.echo(sign_consent(identity, place.load_genesis().network_id, public_key(owner)).hex())
+    signed = sign_consent(identity, place.load_genesis().network_id, public_key(owner)).hex()
+    click.echo(f"{identity.public_key.hex()} {signed} {platform.node()}".strip() if line else signed)
 
 
 @keys.command()

@@ -170,19 +170,24 @@ class NodeView:
         ]
         return sorted(rows, key=lambda row: (row["uid"] is None, row["uid"], row["name"]))
 
-    async def capacity(self) -> dict[str, Any]:
+    async def capacity(self, owner: str | None = None) -> dict[str, Any]:
+        neurons = {neuron.node_id: neuron for neuron in read_neurons(self._chain.head.state)}
+        owners = {node_id: neuron.payee.hex() for node_id, neuron in neurons.items()}
+        records = [one for one in self._records() if owner is None or owners.get(one.node_id) == owner]
         nodes = [
             {
                 "node_id": record.node_id.hex(),
+                "uid": neurons[record.node_id].uid if record.node_id in neurons else None,
+                "owner": owners.get(record.node_id),
                 "devices": [
                     {name: getattr(device, name) for name in device.__struct_fields__} for device in record.devices
                 ],
                 "load": record.load,
                 "price": record.price,
             }
-            for record in self._records()
+            for record in records
         ]
-        devices = [device for record in self._records() for device in record.devices]
+        devices = [device for record in records for device in record.devices]
         return {
             "nodes": nodes,
             "total": {

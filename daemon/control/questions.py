@@ -20,6 +20,12 @@ class NoQuestion(_Question, frozen=True, kw_only=True):
     """No parameters."""
 
 
+class CapacityQuestion(_Question, frozen=True, kw_only=True):
+    """Whose hardware: of the nodes that ``owner`` has registered, or of all."""
+
+    owner: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+
+
 class RewardQuestion(_Question, frozen=True, kw_only=True):
     """Whose reward to take apart, and of which epoch; by default of the last one."""
 

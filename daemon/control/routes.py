@@ -32,8 +32,9 @@ async def _experts(services: Services, _ask: Ask) -> Answer:
     return json_body(await services.plane.experts())
 
 
-async def _capacity(services: Services, _ask: Ask) -> Answer:
-    return json_body(await services.plane.capacity())
+async def _capacity(services: Services, ask: Ask) -> Answer:
+    question: questions.CapacityQuestion = ask.question
+    return json_body(await services.plane.capacity(question.owner))
 
 
 async def _rankings(services: Services, _ask: Ask) -> Answer:
@@ -104,7 +105,10 @@ _TABLE = (
     Route("GET", "/v1/status", "This node at a glance", _status, answers.StatusAnswer),
     Route("GET", "/v1/peers", "Nodes that this one has a session with", _peers, list[answers.PeerRow]),
     Route("GET", "/v1/experts", "Experts that the network offers", _experts, list[answers.ExpertRow]),
-    Route("GET", "/v1/capacity", "Hardware of the network, measured", _capacity, answers.CapacityAnswer),
+    Route(
+        "GET", "/v1/capacity", "Hardware of the network, measured", _capacity, answers.CapacityAnswer,
+        questions.CapacityQuestion,
+    ),
     Route("GET", "/v1/rankings", "Miners and validators as consensus ranks them", _rankings, answers.RankingsAnswer),
     Route(
         "GET", "/v1/why/reward", "One reward taken apart: weights, clip, rank, bonds, payment", _why_reward,

@@ -143,7 +143,7 @@ class SmallNode:
             for uid, name in zip(self.models, TEXTS, strict=True)
         ]
 
-    async def capacity(self) -> dict[str, Any]:
+    async def capacity(self, owner: str | None = None) -> dict[str, Any]:
         raise ControlRefused(503, "not_measured", "nothing was measured yet", "ask again in a minute")
 
     async def rankings(self) -> dict[str, Any]:
