@@ -12,6 +12,8 @@ FAILURES = 3
 """So many in a row: one call in ten may fail by chance, and a caller that gave up on each would soon have nobody."""
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 80.0
+MAX_NAMES = 256
+"""Strangers choose how many names there are to fail: of more, the one that failed first is forgotten."""
 
 
 @dataclass(slots=True)
@@ -38,7 +40,11 @@ class Suspects(Generic[NameT]):
 
     def failed(self, name: NameT, now_s: float) -> None:
         """Count a call that brought no answer; those that end while it is out and not yet due count no more."""
-        doubt = self._doubts.setdefault(name, _Doubt())
+        doubt = self._doubts.get(name)
+        if doubt is None:
+            if len(self._doubts) == MAX_NAMES:
+                self._doubts.pop(next(iter(self._doubts)))
+            doubt = self._doubts[name] = _Doubt()
         if self.is_out(name) and now_s < doubt.retry_at_s:
             return
         doubt.failures += 1

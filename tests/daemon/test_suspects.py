@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moed.daemon.suspects import FIRST_PAUSE_S, Suspects
+from moed.daemon.suspects import FIRST_PAUSE_S, MAX_NAMES, Suspects
 
 
 def test_out_after_failures_in_a_row_until_it_answers() -> None:
@@ -31,3 +31,11 @@ def test_each_vain_try_doubles_the_pause() -> None:
     suspects.failed("a", FIRST_PAUSE_S)
     assert suspects.due(3 * FIRST_PAUSE_S - 0.1) == []
     assert suspects.due(3 * FIRST_PAUSE_S) == ["a"]
+
+
+def test_names_that_strangers_make_up_take_bounded_memory() -> None:
+    """Whoever names node after node that is not there is neither remembered nor dialled for all of them."""
+    suspects: Suspects[int] = Suspects(failures=1)
+    for name in range(3 * MAX_NAMES):
+        suspects.failed(name, 0.0)
+    assert suspects.due(FIRST_PAUSE_S) == list(range(2 * MAX_NAMES, 3 * MAX_NAMES))
