@@ -143,8 +143,13 @@ def show(target: Target, as_json: bool) -> None:
 @output_options
 @click.pass_obj
 def set_value(target: Target, key: str, value: str, as_json: bool) -> None:
-    """Let KEY be VALUE until the next reload or start; the file stays as it is. "none" lifts a limit."""
-    emit(target.client().post("/v1/config/set", {"key": key, "value": _parsed(value)}), as_json, "config")
+    """Let KEY be VALUE until the next reload or start; the file stays as it is. "none" lifts a limit.
+
+    Shows what it is now; --json has every setting.
+    """
+    answer = target.client().post("/v1/config/set", {"key": key, "value": _parsed(value)})
+    changed = [one for one in answer["settings"] if one["key"] == key]
+    emit(answer if as_json else {**answer, "settings": changed}, as_json, "config")
 
 
 def _parsed(text: str) -> Any:

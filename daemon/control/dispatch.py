@@ -173,7 +173,13 @@ def _question(route: Route, head: Head, body: bytes) -> msgspec.Struct:
         return msgspec.convert(raw, route.question, strict=route.method != "GET")
     except msgspec.ValidationError as error:
         fields = ", ".join(route.question.__struct_fields__) or "no parameters"
-        raise ControlRefused(400, "bad_request", str(error), f"{route.path} takes {fields}") from None
+        raise ControlRefused(400, "bad_request", _field_words(str(error)), f"{route.path} takes {fields}") from None
+
+
+def _field_words(problem: str) -> str:
+    """What is wrong with a question, the field first."""
+    what, _, place = problem.replace("`", "").partition(" - at ")
+    return f"{place.removeprefix('$.')}: {what[:1].lower()}{what[1:]}" if place else what
 
 
 def _last_event(head: Head) -> int | None:

@@ -180,7 +180,10 @@ def test_settings_change_live_and_go_back(home: Path) -> None:
     changed = json.loads(moectl("--home", str(home), "config", "set", "limits.disk_mib", "100000", "--json").stdout)
     now = {one["key"]: one for one in changed["settings"]}
     assert (now["limits.disk_mib"]["value"], now["limits.disk_mib"]["source"]) == (100_000, "set while it runs")
-    assert moectl("--home", str(home), "config", "set", "limits.disk_mib", "none").returncode == 0
+    shown = moectl("--home", str(home), "config", "set", "limits.disk_mib", "none").stdout.splitlines()
+    assert [line.split()[:2] for line in shown[2:]] == [["limits.disk_mib", "null"]]
+    short = moectl("--home", str(home), "route", "x")
+    assert (short.returncode, "text: expected str of length >= 2" in short.stderr) == (1, True)
     refused = moectl("--home", str(home), "config", "set", "node.port", "1")
     assert (refused.returncode, "cannot change" in refused.stderr) == (1, True)
     for endless in ("1e999", "-inf", "nan"):
