@@ -18,7 +18,7 @@ from .database import MAX_SQL_INTEGER, REMEDY, Database
 from .errors import StoreCorrupt
 
 KEPT_SHEETS = 10_000
-"""Sheets of receipts that are kept, the newest; one is at most about 30 KiB, and mostly far less."""
+"""Sheets of receipts that are kept, the newest; one is at most 48 KiB, and mostly far less."""
 KEPT_EPOCHS = 256
 """Epochs whose inputs are kept. To recompute them would mean to execute the chain from its genesis; to keep them costs
 about 50 KiB each with 64 validators that rate 256 uids."""
