@@ -18,6 +18,7 @@ from .scoring import Coalitions, Floats, shapley
 from .training import BITS_PER_NAT
 from .validation import ValidatorBrain
 
+COALITIONS_AT_ONCE = 16
 HELD_OUT_SEED = 2023  # the rows are the same for every validator and every run
 
 
@@ -136,17 +137,19 @@ def compare(brain: ValidatorBrain, rows: HeldOut) -> HeldOutReport:
 def coalition_losses(brain: ValidatorBrain, rows: HeldOut, coalitions: Coalitions) -> Floats:
     """The mixture's loss [M] in bits per byte if only each coalition's members [M, K] and the baseline existed."""
     scores = brain.gate_scores(rows.tokens, rows.uids)
-    bits = coalition_bits(
-        torch.from_numpy(coalitions),
-        scores + brain.gate.evidence(rows.target_log_probs),
-        decision_scores(scores, brain.config.gate.prefix_bytes),
-        rows.target_log_probs,
-        torch.ones(len(rows.tokens), len(rows.uids), dtype=torch.bool),
-        rows.scored,
-        brain.config.gate.k,
-        brain.fallback(rows.baseline_log_probs, scores),
-    )
-    return bits.double().numpy()
+    weighed = scores + brain.gate.evidence(rows.target_log_probs)
+    decision = decision_scores(scores, brain.config.gate.prefix_bytes)
+    answered = torch.ones(len(rows.tokens), len(rows.uids), dtype=torch.bool)
+    fallback = brain.fallback(rows.baseline_log_probs, scores)
+    # A few at a time: each takes memory for all rows.
+    parts = torch.from_numpy(coalitions).split(COALITIONS_AT_ONCE)
+    bits = [
+        coalition_bits(
+            part, weighed, decision, rows.target_log_probs, answered, rows.scored, brain.config.gate.k, fallback
+        )
+        for part in parts
+    ]
+    return torch.cat(bits).double().numpy()
 
 
 @dataclass(frozen=True, slots=True)

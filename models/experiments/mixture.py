@@ -147,7 +147,7 @@ def raise_specialists(brain: ValidatorBrain, rows: HeldOut, names: Mapping[int, 
     """For each domain with a miner of that name: its share of the weight, the mixture's loss there, and what the loss
     would be if the miner's score were raised everywhere until its share is the target's.
 
-    Where the share is below the target and the second loss is the higher one, the gate is right to give it less.
+    Where the share is below the target, the difference of the two is what the gate does wrong by that, or right.
     """
     config = brain.config.gate
     scores = brain.gate_scores(rows.tokens, rows.uids)
