@@ -45,6 +45,7 @@ class Domain(Enum):
     EVIDENCE = b"moed evidence v1"
     KEY_CONSENT = b"moed key consent v1"
     RECEIPT = b"moed receipt v1"
+    MESSAGE = b"moed message v1"
     CHECKPOINT = b"moed checkpoint v1"
     CORPUS_BLOCK = b"moed corpus block v1"
 

@@ -31,7 +31,6 @@ MAX_REMEMBERED = 8192
 """Answered calls of one session that the caller remembers; of older ones it signs nothing."""
 HASH_BYTES = 32
 MAX_SHEET_BYTES = 48 << 10  # of calls with the longest names and both hashes
-_MESSAGE = b"moed message v1"
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 
@@ -125,8 +124,8 @@ def session_name(handshake_hash: bytes) -> bytes:
 
 
 def message_hash(buffers: Iterable[Buffer]) -> bytes:
-    """The hash of a whole message, from the buffers that it is sent or received in."""
-    hasher = blake2b(_MESSAGE, digest_size=HASH_BYTES)
+    """The hash of a whole message behind its tag, from the buffers that it is sent or received in."""
+    hasher = blake2b(Domain.MESSAGE.value, digest_size=HASH_BYTES)
     for buffer in buffers:
         hasher.update(buffer)
     return hasher.digest()
