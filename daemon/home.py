@@ -72,6 +72,11 @@ class Home:
         """Where experts keep their checkpoints."""
         return self.folder / "experts"
 
+    @property
+    def gate(self) -> Path:
+        """Where a validator keeps what it has learned."""
+        return self.folder / "gate.ckpt"
+
     def load_genesis(self) -> Genesis:
         """The network's genesis. Raises `GenesisError` naming the file and what is wrong in it."""
         return read_genesis(self.genesis)

@@ -10,6 +10,7 @@ import codecs
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from .control.tensors import MAX_FORWARD_ROWS
 from .discovery import Discovery
 from .exchange import MIXTURE
 from .forwarding import CompletionRequest
+from .gate_memory import GateMemory, remember
 from .network.calls import Call, Handler, Refused, Reply
 from .network.peers import Peers
 from .route_view import RouteView
@@ -59,7 +61,8 @@ Tokens = npt.NDArray[np.uint8]
 class Validator:
     """Trains a gate over the miners of the network, answers through the mixture, and ranks the miners.
 
-    ``run_blocking`` runs the brain, which one caller at a time may use: `_brain_is_free` sees to that.
+    ``run_blocking`` runs the brain, which one caller at a time may use: `_brain_is_free` sees to that. What it learns
+    is stored at ``path``, if there is one; ``remembered`` are the keys of the miners that it knows from before.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class Validator:
         brain: ValidatorBrain,
         public_key: bytes,
         *,
+        path: Path | None = None,
+        remembered: Mapping[int, bytes] | None = None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._chain = chain
@@ -79,6 +84,9 @@ class Validator:
         self._brain_is_free = trio.Lock()
         self._view = RouteView(self.panel, brain, self._brain_is_free, self._meet, run_blocking)
         self._writer = WeightsWriter(chain, public_key)
+        self._memory = GateMemory(path, brain, self.panel, self._brain_is_free, run_blocking) if path else None
+        if remembered:
+            remember(brain, self.panel, chain, remembered)
         self._completing: set[NodeId] = set()
         self.batches = 0
         self.loss_bits: float | None = None
@@ -96,6 +104,8 @@ class Validator:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._learn)
             nursery.start_soon(self._writer.run, self._weights)
+            if self._memory is not None:
+                nursery.start_soon(self._memory.run)
 
     # who is there to ask
 
