@@ -18,7 +18,7 @@ _SECTION_HEADS = {
 
 def man_page(group: click.Group, name: str) -> str:
     """The page of one command with all its verbs, in roff."""
-    context = click.Context(group, info_name=name)
+    context = click.Context(group, info_name=name, **group.context_settings)
     lines = [f'.TH {name.upper()} 1 "" "moed {__version__}"', ".SH NAME", f"{name} \\- {_first_sentence(group)}"]
     lines += [".SH SYNOPSIS", f".B {name}", _plain(" ".join(group.collect_usage_pieces(context)))]
     lines += [".SH DESCRIPTION", *_paragraphs(group.help or ""), ".SH OPTIONS", *_options(group, context)]
@@ -39,7 +39,7 @@ def _verbs(group: click.Group, context: click.Context) -> Iterator[tuple[str, cl
         command = group.get_command(context, name)
         if command is None or command.hidden:
             continue
-        inner = click.Context(command, info_name=name, parent=context)
+        inner = click.Context(command, info_name=name, parent=context, **command.context_settings)
         yield inner.command_path, command, inner
         if isinstance(command, click.Group):
             yield from _verbs(command, inner)
