@@ -142,10 +142,17 @@ def coalition_losses(brain: ValidatorBrain, rows: HeldOut, coalitions: Coalition
     answered = torch.ones(len(rows.tokens), len(rows.uids), dtype=torch.bool)
     fallback = brain.fallback(rows.baseline_log_probs, scores)
     # A few at a time: each takes memory for all rows.
-    parts = torch.from_numpy(coalitions).split(COALITIONS_AT_ONCE)
+    parts = [coalitions[at : at + COALITIONS_AT_ONCE] for at in range(0, len(coalitions), COALITIONS_AT_ONCE)]
     bits = [
         coalition_bits(
-            part, weighed, decision, rows.target_log_probs, answered, rows.scored, brain.config.gate.k, fallback
+            torch.from_numpy(part),
+            weighed,
+            decision,
+            rows.target_log_probs,
+            answered,
+            rows.scored,
+            brain.config.gate.k,
+            fallback,
         )
         for part in parts
     ]

@@ -33,7 +33,7 @@ FLOOR = -9.0
 ALIKE = 0.85
 HELD_SHARE = 1 / 8
 MAX_MISSING = 0.025
-AKIN = 0.6
+AKIN = 0.5
 """Below this likeness nothing is said about what is missing: two models that know little miss little of each other."""
 MIN_ROWS = 8
 SPAN_ROWS = 64
