@@ -222,7 +222,7 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
     folder.mkdir(mode=0o700, exist_ok=True)
     corpus = corpus_of(section, config)
     try:
-        return open_hosted(
+        hosted = open_hosted(
             expert_spec(section),
             corpus,
             TrainingConfig(),
@@ -234,6 +234,9 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
         )
     except (CorpusUnavailable, ModelRefused) as error:
         raise ConfigError(f"expert {section.name!r}: {error}", "correct it in the configuration") from error
+    if hosted.origin == "set_aside":
+        logger.warning("expert.set_aside", expert=section.name, path=str(hosted.path))
+    return hosted
 
 
 def _require_memory(config: Config, models: Sequence[HostedExpert | HostedLayer], device: Device) -> None:

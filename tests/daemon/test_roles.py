@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 from moed.daemon.chain import Chain
 from moed.daemon.config import load_config
@@ -27,6 +28,17 @@ files = {NOTES}
 """
 
 
+def take(text: str, home: Path) -> None:
+    """The role that the configuration ``text`` asks for, in ``home``."""
+    (home / "config.toml").write_text(text)
+    config = load_config(home, environ={})
+    peers = Peers(key(1), GENESIS.network_id)
+    discovery = Discovery(Dht(key(1), GENESIS.network_id), peers, key(1).node_id)
+    with Store(home / "chain.db", GENESIS) as store:
+        chain = Chain(store.load_head(), store, key(1), None, now_ms=now_ms)
+        take_role(Surroundings(config, key(1), chain, peers, discovery))
+
+
 @pytest.mark.parametrize(
     ("role", "values", "more", "words"),
     [
@@ -41,12 +53,22 @@ def test_text_that_is_too_short_is_named(
     """Not when the first row is drawn, in the middle of the work."""
     for name in NOTES:
         (tmp_path / name).write_text(f"{name} is a short note and has one line\n")
-    text = render_default({"role": role, **values})
-    (tmp_path / "config.toml").write_text(text + more)
-    config = load_config(tmp_path, environ={})
-    peers = Peers(key(1), GENESIS.network_id)
-    discovery = Discovery(Dht(key(1), GENESIS.network_id), peers, key(1).node_id)
-    with Store(tmp_path / "chain.db", GENESIS) as store:
-        chain = Chain(store.load_head(), store, key(1), None, now_ms=now_ms)
-        with pytest.raises(ConfigError, match=words):
-            take_role(Surroundings(config, key(1), chain, peers, discovery))
+    with pytest.raises(ConfigError, match=words):
+        take(render_default({"role": role, **values}) + more, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("role", "file", "event"),
+    [("validator", "gate.ckpt", "validator.set_aside"), ("miner", "experts/small.ckpt", "expert.set_aside")],
+)
+def test_what_was_learned_and_is_spoilt_is_told(role: str, file: str, event: str, tmp_path: Path) -> None:
+    """The node starts anew without it, and says where the file is now."""
+    small = (
+        '\n[[experts]]\nname = "small"\ndomain = "tables"\noptions = { embedding = 8, width = 8, ngram_buckets = 64 }\n'
+    )
+    (tmp_path / "experts").mkdir()
+    (tmp_path / file).write_bytes(b"cut short")
+    with structlog.testing.capture_logs() as logs:
+        take(render_default({"role": role}) + (small if role == "miner" else ""), tmp_path)
+    assert [one["path"] for one in logs if one["event"] == event] == [str(tmp_path / file)]
+    assert (tmp_path / f"{file}.corrupt").read_bytes() == b"cut short"
