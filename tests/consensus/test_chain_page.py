@@ -26,7 +26,7 @@ RECORDS = [
     *(state.Account, state.Pool, state.Position, state.Neuron, state.ValidatorSet, state.Totals),
 ]
 NESTED = [state.Leaving, state.WeightsCommit, state.Validator]
-ELSEWHERE = {"SESSION_IDENTITY", "DATAGRAM", "RECORD", "RECORD_KEY", "RECEIPT", "CHECKPOINT", "CORPUS_BLOCK"}
+ELSEWHERE = {"SESSION_IDENTITY", "DATAGRAM", "RECORD", "RECORD_KEY", "RECEIPT", "MESSAGE", "CHECKPOINT", "CORPUS_BLOCK"}
 """Tags of other pages, and the mempool's own."""
 
 
