@@ -22,12 +22,13 @@ from moed.models.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 0.1
+TRAINING = TrainingConfig(length=32)
 TEACHING = StudyConfig(bank_lessons=4, trial_lessons=1, trial_steps=2)
 
 Case = tuple[ExpertSpec | LayerSpec, StudyConfig | None]
 CASES: list[Case] = [
-    (ExpertSpec(name="gru", max_rows=32, max_length=64), None),
-    (ExpertSpec(name="wide-gru", options={"width": 256, "embedding": 128}, max_rows=128, max_length=32), None),
+    (ExpertSpec(name="gru", max_rows=64, max_length=32), None),
+    (ExpertSpec(name="wide-gru", options={"width": 256, "embedding": 128}, max_rows=256, max_length=16), None),
     (ExpertSpec(name="transformer", model="transformer", max_rows=64, max_length=96), None),
     (ExpertSpec(name="ngram", model="ngram", max_rows=64, max_length=128), None),
     (ExpertSpec(name="taught", model="ngram", max_rows=8, max_length=64), TEACHING),
@@ -55,7 +56,8 @@ for line in sys.stdin:
         measured = rehearse_layer(msgspec.convert(spec, LayerSpec), device)
     else:
         exchange = msgspec.convert(study, StudyConfig) if study else None
-        measured = rehearse_expert(msgspec.convert(spec, ExpertSpec), TrainingConfig(), device, exchange=exchange)
+        expert = msgspec.convert(spec, ExpertSpec)
+        measured = rehearse_expert(expert, TrainingConfig(length=32), device, exchange=exchange)
     print(measured.peak_bytes)
 """
 
@@ -79,7 +81,7 @@ def predict(case: Case, device: Device) -> Footprint:
     spec, study = case
     if isinstance(spec, LayerSpec):
         return predict_layer(spec, device)
-    return predict_expert(spec, TrainingConfig(), device, exchange=study)
+    return predict_expert(spec, TRAINING, device, exchange=study)
 
 
 def deviations(cases: list[Case], device: Device) -> dict[str, float]:
