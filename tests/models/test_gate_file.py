@@ -13,7 +13,7 @@ from moed.models.gate import GateConfig
 from moed.models.gate_file import open_brain, save_brain
 from moed.models.plans import ValidatorConfig
 
-SMALL = ValidatorConfig(gate=GateConfig(k=2), rows=4, length=64)
+SMALL = ValidatorConfig(gate=GateConfig(k=2, width=32), rows=4, length=64)
 KEYS = {4: b"4" * 32, 7: b"7" * 32}
 
 
@@ -54,16 +54,16 @@ def leave(_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "locks", "k"),
-    [(cut, (0, 1), 64), (leave, (1, 0), 64), (leave, (0,), 64), (leave, (0, 1), 16)],
+    ("change", "locks", "width"),
+    [(cut, (0, 1), 32), (leave, (1, 0), 32), (leave, (0,), 32), (leave, (0, 1), 16)],
     ids=["cut", "other order", "fewer locks", "other gate"],
 )
 def test_what_does_not_fit_is_set_aside(
-    saved: Path, corpora: list[Corpus], change: Callable[[Path], None], locks: tuple[int, ...], k: int
+    saved: Path, corpora: list[Corpus], change: Callable[[Path], None], locks: tuple[int, ...], width: int
 ) -> None:
     """Cut short, of other locks, or of a gate of another shape: learning starts anew, and the file is kept."""
     change(saved)
-    config = ValidatorConfig(gate=GateConfig(k=2, width=k), rows=4, length=64)
+    config = ValidatorConfig(gate=GateConfig(k=2, width=width), rows=4, length=64)
     opened = open_brain(saved, [corpora[at] for at in locks], config, seed=2)
     assert opened.is_set_aside
     assert (dict(opened.keys), opened.brain.uids, opened.brain.batches_learned) == ({}, (), 0)
