@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from moed.daemon.cli import moed
 from moed.daemon.config import Config, load_config
+from moed.daemon.errors import ConfigError
 from moed.daemon.home import initialise
 from moed.daemon.memory_plan import MemoryPlan
 from moed.models.device import CPU
@@ -100,3 +101,18 @@ def test_plan_proves_what_fits_and_refuses_what_does_not(tmp_path: Path) -> None
     refused = CliRunner().invoke(moed, ["plan", "--home", str(home), "--no-proof"])
     assert refused.exit_code == 1, refused.output
     assert "experts[0].max_rows: 64 → " in refused.stderr
+
+
+def test_a_start_refuses_what_plainly_cannot_fit(tmp_path: Path) -> None:
+    """By sums over the models that were built, before anything is served; and one that is not to train does not."""
+    from moed.daemon.roles import _open_expert, _require_memory
+
+    for limit_mib, is_refused in ((1 << 20, False), (64, True)):
+        config = configured(tmp_path, limit_mib, ngram("a", 4096, train=False))
+        hosted = _open_expert(config.experts[0], config, CPU)
+        assert not hosted.trains_itself
+        if is_refused:
+            with pytest.raises(ConfigError, match=r"memory_mib = 64: these models take at least \d+ MiB \(moed plan"):
+                _require_memory(config, [hosted], CPU)
+        else:
+            _require_memory(config, [hosted], CPU)
