@@ -37,13 +37,25 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class Lock:
+    """What a precommit for a block locks on, and the prevotes of its round with which a quorum wanted it.
+
+    Both go on disk with the precommit. The rest vote for the block again only once they have seen that quorum, and of
+    a liar's part in it no second copy may be left anywhere.
+    """
+
+    proposal: Proposal
+    prevotes: tuple[Vote, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CastVote:
-    """Persist, sign and send this vote; a precommit for a block comes with the proposal that it locks on."""
+    """Persist, sign and send this vote; a precommit for a block comes with its lock."""
 
     kind: VoteKind
     round: int
     block_hash: bytes
-    locks_on: Proposal | None = None
+    lock: Lock | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from moed.protocol.errors import Malformed, Unexpected
 
 from .blocks import MAX_ROUND, NO_BLOCK, Block, Proposal, Vote, VoteKind
-from .effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
+from .effects import CastVote, Decide, Effect, Equivocation, Lock, Propose, ScheduleTimeout, Step, Timeout
 from .params import ChainParams
 from .state import ValidatorSet
 from .tally import Tally
@@ -75,11 +75,14 @@ class Rounds:
             return [self._schedule(Step.PROPOSE, self._params.timeout_propose_ms), *self._react()]
         return self._react()
 
-    def resume(self, proposals: Iterable[Proposal], votes: Iterable[Vote]) -> None:
+    def resume(self, proposals: Iterable[Proposal], votes: Iterable[Vote], prevotes: Iterable[Vote] = ()) -> None:
         """Before `start`: take back what we signed at this height before a restart, and the lock that follows from it.
 
-        The machine then starts in the round and step that were signed last, and never votes against its own lock.
+        ``prevotes`` are those that our locks rest on, others' among them. The machine then starts in the round and
+        step that were signed last, never votes against its own lock, and can show the others what it rests on.
         """
+        for vote in prevotes:
+            self.tally.add(vote)
         for proposal in proposals:
             self.proposals.setdefault(proposal.round, proposal)
         last = (-1, Step.WAITING)
@@ -283,7 +286,8 @@ class Rounds:
         if self.step != Step.PREVOTE:
             return []
         self._locked = (self.round, block_hash)
-        return self._cast(VoteKind.PRECOMMIT, block_hash, locks_on=proposal)
+        prevotes = self.tally.votes_for(VoteKind.PREVOTE, self.round, block_hash)
+        return self._cast(VoteKind.PRECOMMIT, block_hash, Lock(proposal, prevotes))
 
     def _rule_6_nil(self) -> list[Effect] | None:
         if self.step != Step.PREVOTE:
@@ -319,9 +323,9 @@ class Rounds:
 
     # their parts
 
-    def _cast(self, kind: VoteKind, block_hash: bytes, *, locks_on: Proposal | None = None) -> list[Effect]:
+    def _cast(self, kind: VoteKind, block_hash: bytes, lock: Lock | None = None) -> list[Effect]:
         self.step = Step.PREVOTE if kind is VoteKind.PREVOTE else Step.PRECOMMIT
-        return [CastVote(kind, self.round, block_hash, locks_on)] if self._me is not None else []
+        return [CastVote(kind, self.round, block_hash, lock)] if self._me is not None else []
 
     def _schedule(self, step: Step, base_ms: int) -> ScheduleTimeout:
         after_ms = base_ms + self.round * self._params.timeout_delta_ms

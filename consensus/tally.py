@@ -10,8 +10,9 @@ from .state import ValidatorSet
 from .turns import is_quorum, total_power
 
 MAX_VOTES_EACH = 4
-"""Different votes of one validator that count in one round and kind. An honest one has one; of a liar's, whichever
-the others lock on must be countable here too, and there are as many as it sent proposals, and the one for none."""
+"""Different votes of one validator that count in one round and kind, besides those for what over a third of the stake
+voted for. An honest one has one; of a liar's, whichever others lock on must be countable here too, whatever else it
+sent us first, and what others can lock on has some honest votes behind it."""
 
 
 @dataclass(slots=True)
@@ -51,12 +52,13 @@ class Tally:
         ballot = self._ballots.setdefault((vote.kind, vote.round), _Ballot())
         own = ballot.votes.setdefault(vote.validator, {})
         earlier = next(iter(own.values()), None)
-        if len(own) == MAX_VOTES_EACH:
+        behind = ballot.power_by_hash.get(vote.block_hash, 0)
+        if len(own) >= MAX_VOTES_EACH and 3 * behind <= self.total:
             return earlier
         if earlier is None:
             ballot.power += power
         own[vote.block_hash] = vote
-        ballot.power_by_hash[vote.block_hash] = ballot.power_by_hash.get(vote.block_hash, 0) + power
+        ballot.power_by_hash[vote.block_hash] = behind + power
         return earlier
 
     def keep_far(self, vote: Vote) -> None:
@@ -133,12 +135,15 @@ class Tally:
             for vote in own.values()
         ]
 
+    def votes_for(self, kind: VoteKind, round_number: int, block_hash: bytes) -> tuple[Vote, ...]:
+        """The votes for this hash, in the order of their validators' keys."""
+        votes = self._ballots[kind, round_number].votes
+        return tuple(votes[key][block_hash] for key in sorted(votes) if block_hash in votes[key])
+
     def commit(self, height: int, round_number: int, block_hash: bytes) -> Commit:
         """The commit that the precommits for this hash make; callers have seen the quorum."""
-        votes = self._ballots[VoteKind.PRECOMMIT, round_number].votes
         signatures = tuple(
-            CommitSignature(validator=key, signature=votes[key][block_hash].signature)
-            for key in sorted(votes)
-            if block_hash in votes[key]
+            CommitSignature(validator=vote.validator, signature=vote.signature)
+            for vote in self.votes_for(VoteKind.PRECOMMIT, round_number, block_hash)
         )
         return Commit(height=height, round=round_number, block_hash=block_hash, signatures=signatures)

@@ -301,6 +301,8 @@ class Chain:
             effects = self._rounds.on_vote(heard)
             if self._rounds.counts(heard):  # of what does not count a liar can sign more than anybody could pass on
                 await self._gossip.pass_on("chain.vote", body)
+            else:  # it may once others have voted for the same, and is told again then
+                self._gossip.messages.forget(body)
             return effects
         if self._rounds.has_proposal(heard):
             return []
@@ -332,9 +334,7 @@ class Chain:
         if self._signer is None:
             return []
         height = self._rounds.height
-        signed = await self._run_blocking(
-            self._signer.vote, vote.kind, height, vote.round, vote.block_hash, vote.locks_on
-        )
+        signed = await self._run_blocking(self._signer.vote, vote.kind, height, vote.round, vote.block_hash, vote.lock)
         if signed is None:
             logger.warning("chain.vote_withheld", height=height, round=vote.round, kind=vote.kind.name.lower())
             return []
@@ -448,7 +448,7 @@ class Chain:
         )
         if self._signer is not None:
             before = self._signer.signed_at(rounds.height)
-            rounds.resume(before.proposals, before.votes)
+            rounds.resume(before.proposals, before.votes, before.prevotes)
         return rounds
 
     def _schedule_start(self) -> None:

@@ -1,8 +1,8 @@
 """Signing votes and proposals so that no restart ever signs twice or forgets a lock: on disk first, then out.
 
-What was signed at the height under way lies in a journal, together with the proposal that each precommit locks on
-(the write-ahead log of Tendermint, for our own part). A step back is refused; the same step again gives the same
-message for the same content and a refusal for any other.
+What was signed at the height under way lies in a journal, together with what each precommit locks on: the proposal,
+and the prevotes of others that the lock rests on (of the write-ahead log of Tendermint, what is needed). A step back
+is refused; the same step again gives the same message for the same content and a refusal for any other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moed.consensus.blocks import (
-    NO_BLOCK,
     Block,
     Proposal,
     Vote,
@@ -19,6 +18,7 @@ from moed.consensus.blocks import (
     sign_proposal,
     sign_vote,
 )
+from moed.consensus.effects import Lock
 from moed.protocol.codec import Record, decode_record, encode_record
 from moed.protocol.errors import RemoteProtocolError
 from moed.protocol.identity import Identity
@@ -30,19 +30,21 @@ _PROPOSAL_STEP = 0  # comes before the two kinds of vote in a round
 
 
 class JournalEntry(Record, frozen=True, kw_only=True):
-    """One signed message of ours; or, beside a precommit, the proposal of somebody that it locks on."""
+    """One signed message of ours; beside a precommit for a block its lock: the proposal, and a quorum's prevotes."""
 
     vote: Vote | None = None
     proposal: Proposal | None = None
     locked_on: Proposal | None = None
+    locked_by: tuple[Vote, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What we signed at one height before a restart."""
+    """What we signed at one height before a restart, and the prevotes that our locks rest on."""
 
     proposals: tuple[Proposal, ...] = ()
     votes: tuple[Vote, ...] = ()
+    prevotes: tuple[Vote, ...] = ()
 
 
 class Signer:
@@ -55,7 +57,7 @@ class Signer:
         self._journal = journal
         self._height = 0
         self._messages: dict[tuple[int, int], tuple[bytes, Vote | Proposal]] = {}
-        self._locked_on: dict[bytes, Proposal] = {}
+        self._locks: dict[bytes, Lock] = {}
         for data in journal.entries():
             try:
                 self._remember(decode_record(data, JournalEntry, max_bytes=len(data)))
@@ -71,23 +73,27 @@ class Signer:
             return Signed()
         messages = [message for _, message in self._messages.values()]
         own = [message for message in messages if isinstance(message, Proposal)]
-        known = {proposal.round: proposal for proposal in (*self._locked_on.values(), *own)}
+        locks = self._locks.values()
+        known = {proposal.round: proposal for proposal in (*(lock.proposal for lock in locks), *own)}
         votes = tuple(message for message in messages if isinstance(message, Vote))
-        return Signed(tuple(known.values()), votes)
+        return Signed(tuple(known.values()), votes, tuple(vote for lock in locks for vote in lock.prevotes))
 
     def vote(
-        self, kind: VoteKind, height: int, round_number: int, block_hash: bytes, locks_on: Proposal | None = None
+        self, kind: VoteKind, height: int, round_number: int, block_hash: bytes, lock: Lock | None = None
     ) -> Vote | None:
         """A signed vote, or None if something later, or something else at this step, was signed before.
 
-        ``locks_on`` is the proposal that a precommit is for: after a restart the lock must be known again.
+        ``lock`` is what a precommit for a block locks on: after a restart it must be known again, and why it was right.
         """
         step = (round_number, int(kind))
         known = self._known(height, step, block_hash)
         if known is not _NEW:
             return known if isinstance(known, Vote) else None
         vote = sign_vote(self._identity, self._network_id, kind, height, round_number, block_hash)
-        self._persist(JournalEntry(vote=vote, locked_on=locks_on if block_hash != NO_BLOCK else None), height)
+        entry = JournalEntry(vote=vote)
+        if lock is not None:
+            entry = JournalEntry(vote=vote, locked_on=lock.proposal, locked_by=lock.prevotes)
+        self._persist(entry, height)
         return vote
 
     def proposal(self, round_number: int, valid_round: int, block: Block) -> Proposal | None:
@@ -126,14 +132,14 @@ class Signer:
         if message.height > self._height:
             self._height = message.height
             self._messages.clear()
-            self._locked_on.clear()
+            self._locks.clear()
         if isinstance(message, Vote):
             self._messages[message.round, int(message.kind)] = (message.block_hash, message)
         else:
             content = proposal_payload(message.height, message.round, message.valid_round, message.block.hash)
             self._messages[message.round, _PROPOSAL_STEP] = (content, message)
         if entry.locked_on is not None:
-            self._locked_on[entry.locked_on.block.hash] = entry.locked_on
+            self._locks[entry.locked_on.block.hash] = Lock(entry.locked_on, entry.locked_by)
 
 
 _NEW = object()

@@ -19,7 +19,7 @@ from moed.consensus.blocks import (
     sign_vote,
     signed_share,
 )
-from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
+from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Lock, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction, transactions_root
@@ -169,8 +169,8 @@ def test_a_vote_counts_where_it_can_decide() -> None:
     assert [rounds.counts(lie) for lie in lies] == [True] * MAX_VOTES_EACH + [False]
 
 
-def lock_on(rounds: Rounds, block: Block) -> None:
-    """Bring a machine to having precommitted ``block`` in round 0, without a decision."""
+def lock_on(rounds: Rounds, block: Block) -> Lock:
+    """Bring a machine to having precommitted ``block`` in round 0, without a decision; what it then put on disk."""
     rounds.start()
     hear(rounds, propose(block))
     effects: list[Effect] = []
@@ -179,6 +179,8 @@ def lock_on(rounds: Rounds, block: Block) -> None:
     assert cast(effects) == [(VoteKind.PRECOMMIT, 0, block.hash)]
     rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
     assert rounds.round == 1
+    [lock] = [one.lock for one in effects if isinstance(one, CastVote) and one.lock is not None]
+    return lock
 
 
 def test_a_locked_validator_refuses_another_block() -> None:
@@ -419,6 +421,26 @@ def test_a_restart_keeps_the_lock() -> None:
     assert cast(hear(again, propose(block_by(2, 1), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
 
 
+def test_a_restart_keeps_the_quorum_that_the_lock_rests_on() -> None:
+    """A liar's vote completed it, and every other copy of that vote is gone: the others still see the quorum."""
+    rounds, block = make_rounds(KEYS[0]), block_by(1)
+    lock = lock_on(rounds, block)
+    assert lock.proposal.block == block
+    again = make_rounds(KEYS[0])
+    own = [vote(KEYS[0], VoteKind.PREVOTE, block.hash), vote(KEYS[0], VoteKind.PRECOMMIT, block.hash)]
+    again.resume([lock.proposal], own, lock.prevotes)
+    again.start()
+    again.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    unaware = make_rounds(KEYS[3])
+    unaware.start()
+    unaware.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK))
+    unaware.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
+    for heard in again.news()[1]:
+        unaware.on_vote(heard)
+    later = propose(block, 1, valid_round=0)
+    assert cast(hear(unaware, later)) == [(VoteKind.PREVOTE, 1, block.hash)]
+
+
 def test_a_restart_without_the_lock_would_vote_against_it() -> None:
     """What the test above guards: forgetting the lock changes the vote."""
     forgetful = make_rounds(KEYS[0])
@@ -468,6 +490,24 @@ def test_a_liars_every_vote_counts_for_its_own_hash() -> None:
     for number in range(10):
         rounds.on_vote(vote(liar, VoteKind.PREVOTE, bytes([number]) * 32))
     assert len(rounds.tally.votes([0])) == 2 + MAX_VOTES_EACH
+
+
+def test_a_liar_that_votes_for_much_still_counts_for_what_others_want() -> None:
+    """Elsewhere its vote completed a quorum: that it told us other things first must not keep the quorum from us."""
+    rounds = make_rounds(None)
+    block = block_by(1)
+    rounds.start()
+    liar = KEYS[3]
+    for number in range(MAX_VOTES_EACH):
+        rounds.on_vote(vote(liar, VoteKind.PREVOTE, bytes([number]) * 32))
+    wanted = vote(liar, VoteKind.PREVOTE, block.hash)
+    rounds.on_vote(wanted)
+    assert not rounds.counts(wanted)
+    for signer in (KEYS[0], KEYS[1]):
+        rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
+    assert not rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
+    rounds.on_vote(wanted)
+    assert rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
 
 
 def test_an_old_block_time_counts_for_a_fresh_proposal_alone() -> None:

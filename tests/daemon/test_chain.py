@@ -361,14 +361,17 @@ async def test_what_no_honest_peer_passes_on_is_charged_to_its_bearer(tmp_path: 
 
 
 async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
-    """Of a liar's votes for one step four travel on; else all would pay for each that it can sign."""
+    """Of a liar's votes for one step four travel on; else all would pay for each that it can sign.
+
+    One of the rest counts and travels when it is told again and over a third of the stake wants the same.
+    """
     heard: list[Vote] = []
-    marker = trio.Event()
+    markers = {1: trio.Event(), 2: trio.Event()}
 
     async def hear(call: Call) -> Reply:
         heard.append(decode_record(call.body, Vote))
-        if heard[-1].round == 1:
-            marker.set()
+        if heard[-1].round in markers:
+            markers[heard[-1].round].set()
         return Reply(None)
 
     def lie(block_hash: bytes, round_number: int) -> Vote:
@@ -385,9 +388,15 @@ async def test_what_does_not_count_is_not_passed_on(tmp_path: Path) -> None:
         for vote in (*lies, lie(b"\1" * 32, 1)):
             await session.notify("chain.vote", encode_record(vote))
         with trio.fail_after(PATIENCE_S):
-            await marker.wait()
+            await markers[1].wait()
+        wanted = lies[MAX_VOTES_EACH]
+        same = sign_vote(key(1), GENESIS.network_id, VoteKind.PRECOMMIT, 1, 0, wanted.block_hash)
+        for vote in (same, *lies, lie(b"\1" * 32, 2)):
+            await session.notify("chain.vote", encode_record(vote))
+        with trio.fail_after(PATIENCE_S):
+            await markers[2].wait()
     of_liar = [vote for vote in heard if vote.validator == key(2).public_key]
-    assert of_liar == [*lies[:MAX_VOTES_EACH], lie(b"\1" * 32, 1)]
+    assert of_liar == [*lies[:MAX_VOTES_EACH], lie(b"\1" * 32, 1), wanted, lie(b"\1" * 32, 2)]
 
 
 async def test_a_liar_that_announces_itself_again_does_not_hold_up_the_sync(tmp_path: Path) -> None:

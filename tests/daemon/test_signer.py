@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moed.consensus.blocks import NO_BLOCK, Block, Proposal, VoteKind, sign_proposal
+from moed.consensus.blocks import NO_BLOCK, Block, Proposal, VoteKind, sign_proposal, sign_vote
+from moed.consensus.effects import Lock
 from moed.consensus.transition import Head
 from moed.daemon.errors import StoreCorrupt
 from moed.daemon.journal import FileJournal
@@ -70,20 +71,25 @@ def test_restarts_never_equivocate(tmp_path: Path) -> None:
 
 
 def test_what_was_signed_at_this_height_comes_back(tmp_path: Path) -> None:
-    """Votes and the proposals that they lock on are known again after a restart; a new height forgets them."""
+    """Votes and what they lock on are known again after a restart, others' votes too; a new height forgets them."""
     signer = make_signer(tmp_path)
     locked = make_proposal(1)
+    prevotes = tuple(
+        sign_vote(key(number), GENESIS.network_id, VoteKind.PREVOTE, 1, 0, locked.block.hash) for number in (1, 2, 3)
+    )
     votes = [
         signer.vote(VoteKind.PREVOTE, 1, 0, locked.block.hash),
-        signer.vote(VoteKind.PRECOMMIT, 1, 0, locked.block.hash, locked),
+        signer.vote(VoteKind.PRECOMMIT, 1, 0, locked.block.hash, Lock(locked, prevotes)),
         signer.vote(VoteKind.PREVOTE, 1, 1, NO_BLOCK),
     ]
     before = make_signer(tmp_path).signed_at(1)
     assert list(before.votes) == votes
     assert list(before.proposals) == [locked]
+    assert before.prevotes == prevotes
     again = make_signer(tmp_path)
     assert again.vote(VoteKind.PREVOTE, 2, 0, NO_BLOCK) is not None
     assert again.signed_at(1).votes == ()
+    assert again.signed_at(2).prevotes == ()
     assert len(make_signer(tmp_path).signed_at(2).votes) == 1
 
 
