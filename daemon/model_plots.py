@@ -43,7 +43,9 @@ def plot_specialist(found: Mapping[str, Any], path: Path) -> None:
         rows = [one["disguises"][name] for one in rates]
         at = min(row["likeness_min"] for row in rows), max(max(row["missing_max"], _LEAST_SHOWN) for row in rows)
         axes.plot(*at, "o", color=_ORACLE)
-        axes.annotate(f" {name}", at, fontsize=7, va="center")
+        crowded = at[1] <= _LEAST_SHOWN  # there many stand side by side
+        tilt = {"rotation": 75, "rotation_mode": "anchor", "va": "bottom"} if crowded else {"va": "center"}
+        axes.annotate(f"  {name}", at, fontsize=7, **tilt)
     for one in rates:
         _mean, alike, missing = zip(*one["honest"].values(), strict=True)
         axes.plot(alike, missing, "x", color=_MIXTURE, markersize=5)
@@ -55,7 +57,7 @@ def plot_specialist(found: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("likeness on canaries (correlation of log-probabilities)")
     axes.set_ylabel("missing part of the original")
     axes.set_title(f"Flagged is who is right of or below the line ({_seeds(found)})", fontsize=11)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left")
     save_figure(figure, path)
 
 
