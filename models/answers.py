@@ -20,13 +20,17 @@ Answer = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 # A float16 log-probability is off by up to 2^-11 of itself, which moves the sum of 256 of them by well under 1 %.
 MAX_SUM_ERROR = 0.01
 
+LEAST_LOG_PROB = -100.0
+"""A byte that is given less than e^-100 is given that: 144 bits are loss enough, and what a row's bytes add up to stays
+a number, where two log-probabilities of -2e38 do not."""
+
 # From answers float32 [R, T, 256] to the rows int64 [R] of a plan, to the log of their expected utility, [R, T].
 Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 def read_answer(answer: object, rows: int, length: int) -> Tensor:
     """Check one answer to a request of [rows, length] bytes; returns exact log-probabilities, float32
-    [rows, length, 256].
+    [rows, length, 256], none below `LEAST_LOG_PROB`.
 
     Raises `InvalidAnswer` for anything but finite float16 or float32 log-probabilities that sum to one within
     `MAX_SUM_ERROR`. What is left of the error is divided out, so that nobody gains by it.
@@ -43,7 +47,7 @@ def read_answer(answer: object, rows: int, length: int) -> Tensor:
     worst = float((log_sums.exp() - 1).abs().max())
     if not worst <= MAX_SUM_ERROR:
         raise InvalidAnswer(f"an answer's probabilities sum to one only within {worst:.3g}")
-    return log_probs - log_sums
+    return (log_probs - log_sums).clamp(min=LEAST_LOG_PROB)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .answers import ReadAnswers, read_answers
+from .answers import LEAST_LOG_PROB, ReadAnswers, read_answers
 from .decoys import DecoyWatch
 from .errors import CopiedAnswer, InvalidAnswer, PeekedAhead
 from .likeness import LikenessWatch
@@ -57,7 +57,8 @@ class Judging:
         for lock in self._locks:
             own = torch.from_numpy(names == lock.name)
             if bool(own.any()) and not isinstance(lock, NextByte):
-                judged[own] = lock.judge(log_probs[own], targets[own])
+                # an answer may be worth nothing at all, and the log of that would spoil every sum
+                judged[own] = lock.judge(log_probs[own], targets[own]).clamp(min=LEAST_LOG_PROB)
         return judged
 
     def _observe_canaries(self, plan: Plan, read: ReadAnswers) -> None:

@@ -9,6 +9,7 @@ A missing, late or invalid answer is left out and the weights of those who answe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -197,8 +198,11 @@ class ValidatorBrain:
         plan = self.still_known(plan)
         read = self.judging.read(plan, answers)
         some = read.answered.any(dim=-1) & torch.from_numpy(plan.is_task)
-        values = self._measure(plan, read) if plan.purpose == "probe" and plan.uids else None
-        loss, share = (None, {}) if not bool(some.any()) else self._train(plan, read, some)
+        # a lock may draw rows of which nothing counts: they teach nothing, and there is no mean over them
+        counts = some & torch.from_numpy(plan.scored.any(axis=1))
+        is_measured = plan.purpose == "probe" and bool(plan.uids) and bool(plan.scored.any())
+        values = self._measure(plan, read) if is_measured else None
+        loss, share = (None, {}) if not bool(counts.any()) else self._train(plan, read, counts)
         invalid = {uid: error.code for uid, error in read.invalid.items()}
         missing = tuple(uid for uid in plan.assignment if uid not in read.log_probs and uid not in invalid)
         return LearnReport(loss, int((~some & torch.from_numpy(plan.is_task)).sum()), missing, invalid, share, values)
@@ -243,8 +247,10 @@ class ValidatorBrain:
         self._step_gate()
 
     def _step_gate(self) -> None:
-        clip_gradients(self.gate.parameters(), 1.0)
-        self._adam.step(self.gate.named_parameters(), self.config.rate.at(self.batches_learned + 1))
+        """One step of Adam; a gradient that is not finite is none, or a lock that errs once would be the gate's end."""
+        if math.isfinite(clip_gradients(self.gate.parameters(), 1.0)):
+            self._adam.step(self.gate.named_parameters(), self.config.rate.at(self.batches_learned + 1))
+        self.gate.zero_grad(set_to_none=True)
 
     def _gradient_step(self, lesson: _Lesson) -> tuple[float, Tensor]:
         """One step of the gate; returns the mixture's loss and each miner's mean weight before it."""
@@ -358,7 +364,8 @@ class ValidatorBrain:
         return stored
 
     def restore(self, stored: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave. Raises `CheckpointCorrupt` where it belongs to another configuration."""
+        """Take back what `state` gave. Raises `CheckpointCorrupt` where it belongs to another configuration, and where
+        it is not all finite: no learning would mend that."""
         prefix = "gate/miners."
         try:
             self.gate.set_uids(int(name.removeprefix(prefix)) for name in stored if name.startswith(prefix))
@@ -372,6 +379,8 @@ class ValidatorBrain:
             self.batches_learned = int(stored["batches_learned"])
         except (RuntimeError, KeyError, ValueError) as error:  # other names, shapes or lengths
             raise CheckpointCorrupt(f"the stored gate is of another configuration: {error}") from error
+        if not all(bool(torch.isfinite(one).all()) for one in stored.values()):
+            raise CheckpointCorrupt("the stored gate holds numbers that are not finite")
 
 
 def _check_locks(locks: Sequence[Lock], length: int) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moed.models.answers import read_answer, read_answers
+from moed.models.answers import LEAST_LOG_PROB, read_answer, read_answers
 from moed.models.errors import InvalidAnswer
 
 
@@ -68,6 +68,15 @@ def test_arbitrary_arrays_are_read_or_refused(array: np.ndarray) -> None:
     except InvalidAnswer:
         return
     assert bool(torch.isfinite(read).all())
+
+
+def test_no_chance_is_less_than_the_least() -> None:
+    """What is given to a byte that is out of the question stays a number that can be added up over a row."""
+    certain = np.full((1, 1, 256), -3e38, dtype=np.float32)
+    certain[..., 7] = 0.0
+    read = read_answer(certain, 1, 1)
+    assert read[0, 0, 7] == 0
+    assert read.min() == LEAST_LOG_PROB
 
 
 def test_a_refused_or_missing_answer_counts_as_none() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from moed.models.checkpoint import load_checkpoint, save_checkpoint
 from moed.models.corpora import Corpus, load_corpus
 from moed.models.gate import GateConfig
-from moed.models.gate_file import open_brain, save_brain
+from moed.models.gate_file import GATE_KIND, open_brain, save_brain
 from moed.models.plans import ValidatorConfig
 
 SMALL = ValidatorConfig(gate=GateConfig(k=2, width=32), rows=4, length=64)
@@ -49,19 +50,27 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def spoil(path: Path) -> None:
+    """One score that is not a number: written whole, and of no use."""
+    stored = load_checkpoint(path, GATE_KIND)
+    tensors = dict(stored.tensors)
+    tensors["scores/values"] = torch.full_like(tensors["scores/values"], torch.nan)
+    save_checkpoint(path, GATE_KIND, tensors, stored.notes)
+
+
 def leave(_path: Path) -> None:
     """As it is: the configuration has changed."""
 
 
 @pytest.mark.parametrize(
     ("change", "locks", "width"),
-    [(cut, (0, 1), 32), (leave, (1, 0), 32), (leave, (0,), 32), (leave, (0, 1), 16)],
-    ids=["cut", "other order", "fewer locks", "other gate"],
+    [(cut, (0, 1), 32), (spoil, (0, 1), 32), (leave, (1, 0), 32), (leave, (0,), 32), (leave, (0, 1), 16)],
+    ids=["cut", "not finite", "other order", "fewer locks", "other gate"],
 )
 def test_what_does_not_fit_is_set_aside(
     saved: Path, corpora: list[Corpus], change: Callable[[Path], None], locks: tuple[int, ...], width: int
 ) -> None:
-    """Cut short, of other locks, or of a gate of another shape: learning starts anew, and the file is kept."""
+    """Cut short, not finite, of other locks or of another gate: learning starts anew, and the file is kept."""
     change(saved)
     config = ValidatorConfig(gate=GateConfig(k=2, width=width), rows=4, length=64)
     opened = open_brain(saved, [corpora[at] for at in locks], config, seed=2)

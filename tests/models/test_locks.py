@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from moed.models.corpora import load_corpus
+from moed.models.corpora import Split, load_corpus
 from moed.models.errors import ModelRefused
 from moed.models.experiments.members import Answering
 from moed.models.gate import GateConfig
-from moed.models.locks import Baseline, NextByte, as_lock, load_lock
+from moed.models.locks import Baseline, LockRows, NextByte, as_lock, load_lock
 from moed.models.plans import ValidatorConfig
 from moed.models.promptness import PATIENCE_S, Promptness
 from moed.models.validation import ValidatorBrain
@@ -51,6 +54,41 @@ def test_the_weight_of_a_lock_is_the_weight_of_its_positions() -> None:
         assert set(plan.weights[row, 7:].tolist()) <= {expected, 0.0}
         assert plan.weights[row, :7].sum() == 0
     assert plan.is_task.tolist() == [name != "canary" for name in plan.domains]
+
+
+class Worth(Parity):
+    """Parity whose every answer is judged alike, and of whose rows only some positions count."""
+
+    def __init__(self, judgement: float, *, counts: bool) -> None:
+        self._judgement = judgement
+        self._counts = counts
+
+    def draw(self, _split: Split, rng: np.random.Generator, rows: int, length: int) -> LockRows:
+        drawn = super().draw(_split, rng, rows, length)
+        return LockRows(drawn.tokens, drawn.targets, np.full((rows, length), self._counts))
+
+    def judge(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        return torch.full(targets.shape, self._judgement)
+
+
+@pytest.mark.parametrize(
+    ("judgement", "counts"),
+    [(-math.inf, True), (math.nan, True), (-1.0, False)],
+    ids=["worth nothing", "not a number", "nothing counts"],
+)
+def test_what_a_lock_says_does_not_end_the_gate(judgement: float, counts: bool) -> None:
+    """Answers that are worth nothing, a lock that is wrong, rows of which no position counts: the gate stays finite."""
+    gate = GateConfig(k=1, prefix_bytes=8, buckets=64, width=8)
+    config = ValidatorConfig(rows=4, length=LENGTH, feature_steps=1, feature_rows=8, gate=gate)
+    brain = ValidatorBrain([Worth(judgement, counts=counts)], config, seed=3)
+    brain.set_miners({1, 2})
+    for _ in range(2):
+        plan = brain.plan(probe=True)
+        report = brain.learn(plan, {uid: Guesser().answer(plan.rows_for(uid)) for uid in (1, 2)})
+        assert (report.rows_unanswered, report.invalid) == (0, {})
+        assert (report.loss_bits is None) == (not counts)
+    assert all(torch.isfinite(one).all() for one in brain.gate.parameters())
+    assert not any(brain.weights().values())
 
 
 def test_a_corpus_is_the_lock_of_its_text() -> None:

@@ -114,6 +114,24 @@ def test_invalid_answers_are_named_and_change_nothing_else(
     assert all(bool(torch.isfinite(p).all()) for p in brain.gate.parameters())
 
 
+def test_answers_of_the_lowest_chances_do_not_end_the_gate(
+    corpora: list[Corpus], experts: dict[int, CountedExpert]
+) -> None:
+    """One byte certain and all others at the end of float32: finite, a distribution, and what a row's bytes add up to
+    is not. Everybody's weights, and the one who answered so alone, stay numbers."""
+    brain = make_brain(corpora)
+    for honest in (UIDS[1:], ()):
+        plan = brain.plan(probe=True)
+        certain = np.full((len(plan.tokens), SMALL.length, 256), -3e38, dtype=np.float32)
+        certain[..., 0] = 0.0
+        answers: dict[int, object] = {uid: experts[uid].answer(plan.rows_for(uid)) for uid in honest}
+        report = brain.learn(plan, {**answers, UIDS[0]: certain})
+        assert report.loss_bits is not None
+        assert np.isfinite([report.loss_bits, *report.share.values(), *(report.values or {}).values()]).all()
+    assert all(torch.isfinite(one).all() for one in brain.gate.parameters())
+    assert np.isfinite(list(brain.scores.scores.values())).all()
+
+
 def test_no_answer_at_all_is_reported_and_learned_from_nothing(corpora: list[Corpus]) -> None:
     """The gate stays as it was."""
     brain = make_brain(corpora)
