@@ -8,79 +8,29 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from moed.consensus.blocks import (
-    NO_BLOCK,
-    Block,
-    Commit,
-    Proposal,
-    Vote,
-    VoteKind,
-    sign_proposal,
-    sign_vote,
-    signed_share,
-)
-from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Lock, Propose, ScheduleTimeout, Step, Timeout
+from moed.consensus.blocks import NO_BLOCK, Commit, Proposal, Vote, VoteKind, sign_proposal, sign_vote
+from moed.consensus.effects import CastVote, Decide, Effect, Equivocation, Propose, ScheduleTimeout, Step, Timeout
 from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH
 from moed.consensus.transactions import Register, sign_transaction, transactions_root
-from moed.consensus.transition import Head
-from moed.consensus.turns import proposer
 from moed.protocol.errors import BadSignature, Malformed, Unexpected
 from moed.protocol.identity import Identity
-from support.chains import key, make_genesis, sign_commit
-
-STAKES = (30, 30, 20, 20)
-GENESIS = make_genesis(STAKES)
-KEYS = [key(number) for number in range(1, len(STAKES) + 1)]
-BY_KEY: dict[bytes, Identity] = {one.public_key: one for one in KEYS}
-
-
-def new_head() -> Head:
-    return Head.at_genesis(GENESIS)
-
-
-def make_rounds(me: Identity | None, *, accepts: bool = True) -> Rounds:
-    head = new_head()
-    return Rounds(
-        1,
-        head.validators,
-        me.public_key if me else None,
-        params=GENESIS.params,
-        network_id=GENESIS.network_id,
-        is_valid=lambda _: accepts,
-    )
-
-
-def turn_of(round_number: int) -> Identity:
-    return BY_KEY[proposer(new_head().validators, round_number)]
-
-
-def block_by(number: int, round_number: int = 0) -> Block:
-    """A block of that round's proposer that differs by its time."""
-    head = new_head()
-    return head.build([], proposer=turn_of(round_number).public_key, now_ms=head.time_ms + number)[0]
-
-
-def propose(block: Block, round_number: int = 0, valid_round: int = -1) -> Proposal:
-    return sign_proposal(turn_of(round_number), GENESIS.network_id, round_number, valid_round, block)
-
-
-def vote(signer: Identity, kind: VoteKind, block_hash: bytes, round_number: int = 0) -> Vote:
-    return sign_vote(signer, GENESIS.network_id, kind, 1, round_number, block_hash)
-
-
-def hear(rounds: Rounds, proposal: Proposal) -> list[Effect]:
-    """Check a proposal and take it, as whoever drives the rounds does."""
-    rounds.check_proposal(proposal)
-    return rounds.on_proposal(proposal)
-
-
-def cast(effects: Sequence[Effect]) -> list[tuple[VoteKind, int, bytes]]:
-    return [(one.kind, one.round, one.block_hash) for one in effects if isinstance(one, CastVote)]
-
-
-def others(*without: Identity) -> list[Identity]:
-    return [one for one in KEYS if one not in without]
+from support.chains import key
+from support.rounds import (
+    BY_KEY,
+    GENESIS,
+    KEYS,
+    block_by,
+    cast,
+    hear,
+    lock_on,
+    make_rounds,
+    new_head,
+    others,
+    propose,
+    turn_of,
+    vote,
+)
 
 
 def test_three_of_four_decide_the_proposed_block() -> None:
@@ -98,25 +48,6 @@ def test_three_of_four_decide_the_proposed_block() -> None:
     decision = next(one for one in effects if isinstance(one, Decide))
     assert decision.block.hash == block.hash
     new_head().check_final(block, decision.commit)
-
-
-def test_two_thirds_exactly_is_no_quorum() -> None:
-    """Stake is counted, not heads, and two thirds must be exceeded."""
-    genesis = make_genesis((1, 1, 1))
-    head = Head.at_genesis(genesis)
-    rounds = Rounds(
-        1, head.validators, None, params=genesis.params, network_id=genesis.network_id, is_valid=lambda _: True
-    )
-    rounds.start()
-    turn = next(one for one in (key(1), key(2), key(3)) if one.public_key == proposer(head.validators, 0))
-    block = head.build([], proposer=turn.public_key, now_ms=head.time_ms + 1)[0]
-    hear(rounds, sign_proposal(turn, genesis.network_id, 0, -1, block))
-    effects: list[Effect] = []
-    for signer in (key(1), key(2)):
-        effects += rounds.on_vote(sign_vote(signer, genesis.network_id, VoteKind.PRECOMMIT, 1, 0, block.hash))
-    assert not any(isinstance(one, Decide) for one in effects)
-    effects = rounds.on_vote(sign_vote(key(3), genesis.network_id, VoteKind.PRECOMMIT, 1, 0, block.hash))
-    assert any(isinstance(one, Decide) for one in effects)
 
 
 def test_an_invalid_block_gets_a_vote_for_none() -> None:
@@ -167,20 +98,6 @@ def test_a_vote_counts_where_it_can_decide() -> None:
     for lie in lies:
         rounds.on_vote(lie)
     assert [rounds.counts(lie) for lie in lies] == [True] * MAX_VOTES_EACH + [False]
-
-
-def lock_on(rounds: Rounds, block: Block) -> Lock:
-    """Bring a machine to having precommitted ``block`` in round 0, without a decision; what it then put on disk."""
-    rounds.start()
-    hear(rounds, propose(block))
-    effects: list[Effect] = []
-    for signer in KEYS[:3]:
-        effects = rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
-    assert cast(effects) == [(VoteKind.PRECOMMIT, 0, block.hash)]
-    rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    assert rounds.round == 1
-    [lock] = [one.lock for one in effects if isinstance(one, CastVote) and one.lock is not None]
-    return lock
 
 
 def test_a_locked_validator_refuses_another_block() -> None:
@@ -256,16 +173,6 @@ def test_a_quorum_of_an_earlier_round_still_decides() -> None:
     assert any(isinstance(one, Decide) for one in effects)
 
 
-def test_more_than_a_third_in_a_later_round_pulls_along() -> None:
-    """Rule 9: over one third of the stake is at least one honest validator."""
-    rounds = make_rounds(KEYS[0])
-    rounds.start()
-    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 5))
-    assert rounds.round == 0
-    rounds.on_vote(vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, 5))
-    assert rounds.round == 5
-
-
 def test_a_stale_timeout_changes_nothing() -> None:
     """A time-out names its height, round and step; any other moment ignores it."""
     rounds = make_rounds(KEYS[0])
@@ -274,17 +181,6 @@ def test_a_stale_timeout_changes_nothing() -> None:
     for stale in (Timeout(1, 0, Step.PROPOSE), Timeout(2, 0, Step.PREVOTE), Timeout(1, 3, Step.PREVOTE)):
         assert rounds.on_timeout(stale) == []
     assert (rounds.round, rounds.step) == (0, Step.PREVOTE)
-
-
-def test_two_votes_in_one_round_are_shown_and_count_once() -> None:
-    """Equivocation is evidence, and whoever signs two has voted once."""
-    rounds = make_rounds(None)
-    rounds.start()
-    rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\1" * 32))
-    effects = rounds.on_vote(vote(KEYS[0], VoteKind.PREVOTE, b"\2" * 32))
-    assert [type(one) for one in effects] == [Equivocation]
-    assert not rounds.tally.has_quorum_of_any(VoteKind.PREVOTE, 0)
-    assert rounds.tally.voters(0) == {KEYS[0].public_key}
 
 
 def test_forged_and_foreign_messages_are_refused() -> None:
@@ -408,108 +304,6 @@ def test_all_agree_in_any_order_of_messages(seed: int) -> None:
         head.check_final(decision.block, decision.commit)
 
 
-def test_a_restart_keeps_the_lock() -> None:
-    """A machine that resumes from its signed messages is locked as before: it refuses a fresh other block."""
-    rounds, block = make_rounds(KEYS[0]), block_by(1)
-    lock_on(rounds, block)
-    again = make_rounds(KEYS[0])
-    own = [vote(KEYS[0], VoteKind.PREVOTE, block.hash), vote(KEYS[0], VoteKind.PRECOMMIT, block.hash)]
-    again.resume([propose(block)], own)
-    assert cast(again.start()) == []
-    assert (again.round, again.step) == (0, Step.PRECOMMIT)
-    again.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    assert cast(hear(again, propose(block_by(2, 1), 1))) == [(VoteKind.PREVOTE, 1, NO_BLOCK)]
-
-
-def test_a_restart_keeps_the_quorum_that_the_lock_rests_on() -> None:
-    """A liar's vote completed it, and every other copy of that vote is gone: the others still see the quorum."""
-    rounds, block = make_rounds(KEYS[0]), block_by(1)
-    lock = lock_on(rounds, block)
-    assert lock.proposal.block == block
-    again = make_rounds(KEYS[0])
-    own = [vote(KEYS[0], VoteKind.PREVOTE, block.hash), vote(KEYS[0], VoteKind.PRECOMMIT, block.hash)]
-    again.resume([lock.proposal], own, lock.prevotes)
-    again.start()
-    again.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    unaware = make_rounds(KEYS[3])
-    unaware.start()
-    unaware.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK))
-    unaware.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    for heard in again.news()[1]:
-        unaware.on_vote(heard)
-    later = propose(block, 1, valid_round=0)
-    assert cast(hear(unaware, later)) == [(VoteKind.PREVOTE, 1, block.hash)]
-
-
-def test_a_restart_without_the_lock_would_vote_against_it() -> None:
-    """What the test above guards: forgetting the lock changes the vote."""
-    forgetful = make_rounds(KEYS[0])
-    forgetful.start()
-    forgetful.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    other = block_by(2, 1)
-    assert cast(hear(forgetful, propose(other, 1))) == [(VoteKind.PREVOTE, 1, other.hash)]
-
-
-@pytest.mark.parametrize("signed", [1, 2, 3], ids=["proposal", "prevote", "precommit"])
-def test_a_validator_alone_goes_on_from_any_signed_step(signed: int) -> None:
-    """Cut after its proposal, prevote or precommit, a network of one decides that very block after the restart."""
-    genesis = make_genesis((5,))
-    head = Head.at_genesis(genesis)
-    me = key(1)
-    block = head.build([], proposer=me.public_key, now_ms=head.time_ms + 1)[0]
-    proposal = sign_proposal(me, genesis.network_id, 0, -1, block)
-    votes = [sign_vote(me, genesis.network_id, kind, 1, 0, block.hash) for kind in VoteKind]
-    rounds = Rounds(
-        1, head.validators, me.public_key, params=genesis.params, network_id=genesis.network_id, is_valid=lambda _: True
-    )
-    rounds.resume([proposal], votes[: signed - 1])
-    waiting = list(rounds.start())
-    decided = []
-    while waiting:
-        match waiting.pop(0):
-            case CastVote() as one:
-                waiting += rounds.on_vote(sign_vote(me, genesis.network_id, one.kind, 1, one.round, one.block_hash))
-            case Decide() as decision:
-                decided.append(decision.block.hash)
-    assert decided == [block.hash]
-
-
-def test_a_liars_every_vote_counts_for_its_own_hash() -> None:
-    """Others may have locked by the vote that came second here: it must complete their quorum here too."""
-    rounds = make_rounds(None)
-    block = block_by(1)
-    rounds.start()
-    liar = KEYS[3]
-    rounds.on_vote(vote(liar, VoteKind.PREVOTE, NO_BLOCK))
-    for signer in (KEYS[0], KEYS[1]):
-        rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
-    assert not rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
-    effects = rounds.on_vote(vote(liar, VoteKind.PREVOTE, block.hash))
-    assert any(isinstance(one, Equivocation) for one in effects)
-    assert rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
-    for number in range(10):
-        rounds.on_vote(vote(liar, VoteKind.PREVOTE, bytes([number]) * 32))
-    assert len(rounds.tally.votes([0])) == 2 + MAX_VOTES_EACH
-
-
-def test_a_liar_that_votes_for_much_still_counts_for_what_others_want() -> None:
-    """Elsewhere its vote completed a quorum: that it told us other things first must not keep the quorum from us."""
-    rounds = make_rounds(None)
-    block = block_by(1)
-    rounds.start()
-    liar = KEYS[3]
-    for number in range(MAX_VOTES_EACH):
-        rounds.on_vote(vote(liar, VoteKind.PREVOTE, bytes([number]) * 32))
-    wanted = vote(liar, VoteKind.PREVOTE, block.hash)
-    rounds.on_vote(wanted)
-    assert not rounds.counts(wanted)
-    for signer in (KEYS[0], KEYS[1]):
-        rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
-    assert not rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
-    rounds.on_vote(wanted)
-    assert rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
-
-
 def test_an_old_block_time_counts_for_a_fresh_proposal_alone() -> None:
     """Our clock may refuse to be first with a block; what a quorum has taken in time it cannot refuse."""
     block = block_by(1)
@@ -531,48 +325,6 @@ def test_an_old_block_time_counts_for_a_fresh_proposal_alone() -> None:
     assert any(isinstance(one, Decide) for one in effects)
 
 
-def test_what_is_told_again_does_not_grow_with_the_rounds() -> None:
-    """After fifty rounds without a decision a peer is told of the last ones and of what is locked, not of all."""
-    rounds = make_rounds(KEYS[0])
-    lock_on(rounds, block_by(1))
-    for number in range(1, 50):
-        for signer in KEYS:
-            rounds.on_vote(vote(signer, VoteKind.PREVOTE, NO_BLOCK, number))
-            rounds.on_vote(vote(signer, VoteKind.PRECOMMIT, NO_BLOCK, number))
-        rounds.on_timeout(Timeout(1, rounds.round, Step.PRECOMMIT))
-    proposals, votes = rounds.news()
-    assert [proposal.round for proposal in proposals] == [0]
-    assert {one.round for one in votes} <= {0, rounds.round - 1, rounds.round}
-
-
-def test_who_was_away_for_hundreds_of_rounds_is_pulled_along() -> None:
-    """Votes too far ahead to be counted still say where the others are; once there, they count."""
-    rounds = make_rounds(KEYS[0])
-    rounds.start()
-    far = 3 * MAX_ROUNDS_AHEAD
-    for number in range(MAX_ROUNDS_AHEAD + 1, far):
-        rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, number))
-    assert rounds.round == 0
-    assert len(rounds.tally.far_votes()) == 1
-    ahead = vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, far + 7)
-    rounds.on_vote(ahead)
-    assert rounds.round == far - 1
-    assert rounds.has_vote(ahead)
-    assert rounds.tally.far_votes() == []
-    effects = rounds.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK, far + 7))
-    assert rounds.round == far + 7
-    assert any(isinstance(one, ScheduleTimeout) for one in effects)
-
-
-def test_over_a_third_spread_over_later_rounds_pulls_along() -> None:
-    """Rule 9 asks where a third of the stake is or beyond: not all of it need be seen in one round."""
-    rounds = make_rounds(KEYS[0])
-    rounds.start()
-    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK, 4))
-    rounds.on_vote(vote(KEYS[2], VoteKind.PREVOTE, NO_BLOCK, 9))
-    assert rounds.round == 4
-
-
 def test_a_block_that_names_another_author_is_refused() -> None:
     """The header's proposer is whose turn it is, or was when a block is proposed again: nobody is made its author."""
     rounds = make_rounds(KEYS[0])
@@ -584,21 +336,6 @@ def test_a_block_that_names_another_author_is_refused() -> None:
     hear(rounds, propose(again, other, valid_round=0))
     with pytest.raises(Unexpected):
         hear(rounds, propose(block_by(1, other), other + 1, valid_round=other - 1))
-
-
-def test_the_votes_that_a_proposal_names_are_told_again() -> None:
-    """Who holds a part of the quorum of an earlier round gives it to those who cannot vote without the whole."""
-    rounds = make_rounds(KEYS[0])
-    rounds.start()
-    block = block_by(1)
-    own = vote(KEYS[0], VoteKind.PREVOTE, block.hash)
-    rounds.on_vote(own)
-    for number in range(1, 6):
-        for signer in KEYS[1:3]:
-            rounds.on_vote(vote(signer, VoteKind.PREVOTE, NO_BLOCK, number))
-    assert own not in rounds.news()[1]
-    hear(rounds, propose(block, 5, valid_round=0))
-    assert own in rounds.news()[1]
 
 
 def test_two_proposals_for_one_round_are_shown() -> None:
@@ -656,23 +393,6 @@ def test_no_quorum_makes_an_invalid_block_lock_or_final_here() -> None:
     assert all(block_hash == NO_BLOCK for _, _, block_hash in cast(effects))
 
 
-@pytest.mark.parametrize(("kind", "step"), [(VoteKind.PREVOTE, Step.PREVOTE), (VoteKind.PRECOMMIT, Step.PRECOMMIT)])
-def test_two_thirds_of_any_votes_start_the_clock_once(kind: VoteKind, step: Step) -> None:
-    """Rules 4 and 7: split votes decide nothing, so the round gets its time to end once enough came, and not before."""
-    rounds, block = make_rounds(KEYS[0]), block_by(1)
-    rounds.start()
-    hear(rounds, propose(block))
-
-    def clocks(signer: Identity, block_hash: bytes) -> list[Timeout]:
-        effects = rounds.on_vote(vote(signer, kind, block_hash))
-        return [one.timeout for one in effects if isinstance(one, ScheduleTimeout)]
-
-    assert clocks(KEYS[0], block.hash) == []
-    assert clocks(KEYS[1], NO_BLOCK) == []
-    assert clocks(KEYS[2], b"\5" * 32) == [Timeout(1, 0, step)]
-    assert clocks(KEYS[3], b"\6" * 32) == []
-
-
 def test_votes_before_our_start_do_not_start_us() -> None:
     """Over a third may be ahead of our clock; the height begins with its interval, and then where they are."""
     rounds = make_rounds(KEYS[0])
@@ -696,32 +416,3 @@ def test_messages_of_another_height_are_refused() -> None:
         rounds.on_vote(sign_vote(KEYS[1], GENESIS.network_id, VoteKind.PREVOTE, 2, 0, block.hash))
     assert rounds.proposals == {}
     assert rounds.tally.rounds() == []
-
-
-def test_a_restart_after_a_vote_for_none_is_locked_on_nothing() -> None:
-    """A precommit for no block is no lock: in the next round a fresh block gets our vote."""
-    before = [vote(KEYS[0], kind, NO_BLOCK) for kind in VoteKind]
-    rounds = make_rounds(KEYS[0])
-    rounds.resume([], before)
-    rounds.start()
-    rounds.on_timeout(Timeout(1, 0, Step.PRECOMMIT))
-    block = block_by(1, 1)
-    assert (VoteKind.PREVOTE, 1, block.hash) in cast(hear(rounds, propose(block, 1)))
-
-
-def test_the_share_of_a_commit_is_its_stake() -> None:
-    """What people read beside a block: whose signatures are in, by stake and not by heads."""
-    block = block_by(1)
-    validators = new_head().validators
-    for signers, share in ((KEYS, 1.0), (KEYS[:2], 0.6), (KEYS[2:3], 0.2)):
-        assert signed_share(sign_commit(GENESIS, block, signers), validators) == pytest.approx(share)
-    assert signed_share(sign_commit(GENESIS, block, []), validators) == 0
-
-
-def test_those_who_are_missing_are_named() -> None:
-    """Of whom nothing was heard in the round under way is what stands still for."""
-    rounds = make_rounds(None)
-    rounds.start()
-    rounds.on_vote(vote(KEYS[1], VoteKind.PREVOTE, NO_BLOCK))
-    rounds.on_vote(vote(KEYS[3], VoteKind.PREVOTE, NO_BLOCK))
-    assert set(rounds.missing()) == {KEYS[0].public_key, KEYS[2].public_key}
