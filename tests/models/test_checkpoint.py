@@ -23,6 +23,9 @@ TENSORS = {
     "scalar": torch.tensor(2.5, dtype=torch.float64),
     "empty": torch.zeros(0, 4),
     "bool": torch.tensor([True, False]),
+    "complex": torch.randn(3, dtype=torch.complex64),
+    "short": torch.arange(3, dtype=torch.int16),
+    "float8": torch.randn(4).to(torch.float8_e4m3fn),
     "transposed": torch.randn(4, 6).T,
 }
 
@@ -39,6 +42,13 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
         assert torch.equal(loaded.tensors[name], tensor)
         assert loaded.tensors[name].dtype == tensor.dtype
     assert [item.name for item in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_many_tensors_come_back(tmp_path: Path) -> None:
+    """A gate over thousands of miners has four for each: what says how they are called takes more than a megabyte."""
+    many = {f"{number}{'-' * 4000}": torch.tensor(float(number)) for number in range(300)}
+    save_checkpoint(tmp_path / "x.ckpt", "test", many)
+    assert load_checkpoint(tmp_path / "x.ckpt", "test").tensors == many
 
 
 def test_the_hash_follows_the_content_alone(tmp_path: Path) -> None:
