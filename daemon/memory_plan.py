@@ -11,13 +11,12 @@ import msgspec
 from moed.models.device import Device
 from moed.models.errors import ModelRefused
 from moed.models.footprint import Footprint, predict_expert, predict_layer
-from moed.models.training import TrainingConfig
 
 from .config import Config, layer_names
 from .config_sections import ExpertSection, LayerSection
 from .errors import ConfigError
 from .limits_watch import MIB
-from .model_specs import exchange_of, expert_spec, layer_specs
+from .model_specs import exchange_of, expert_spec, layer_specs, training_of
 
 Section = ExpertSection | LayerSection
 _TRIES = 6
@@ -118,7 +117,7 @@ class MemoryPlan:
             return predict_layer(layer_specs(section)[0], self._device)
         return predict_expert(
             expert_spec(section),
-            TrainingConfig(),
+            training_of(section),
             self._device,
             is_trained=section.train,
             exchange=exchange_of(section),

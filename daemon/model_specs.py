@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from moed.models.experts import ExpertSpec
 from moed.models.hosted_layer import LayerSpec
 from moed.models.study import StudyConfig
+from moed.models.training import TrainingConfig
 
 from .config import layer_names
 from .config_sections import ExpertSection, LayerSection
@@ -21,6 +24,12 @@ def expert_spec(section: ExpertSection) -> ExpertSpec:
         max_rows=section.max_rows,
         max_length=section.max_sequence_bytes,
     )
+
+
+def training_of(section: ExpertSection) -> TrainingConfig:
+    """How the expert trains: on no longer rows than it takes."""
+    usual = TrainingConfig()
+    return msgspec.structs.replace(usual, length=min(usual.length, section.max_sequence_bytes))
 
 
 def exchange_of(section: ExpertSection) -> StudyConfig | None:

@@ -15,13 +15,12 @@ import msgspec
 
 from moed.models.errors import ExpertError
 from moed.models.rehearsal import measure_framework, rehearse_expert, rehearse_layer
-from moed.models.training import TrainingConfig
 
 # a daemon has these in memory too, so they count as framework
 from . import node as node
 from . import runtime as runtime
 from .config import load_config
-from .model_specs import exchange_of, expert_spec, layer_specs
+from .model_specs import exchange_of, expert_spec, layer_specs, training_of
 from .roles import prepare_torch
 
 
@@ -39,7 +38,7 @@ def rehearse(home: Path, place: str | None) -> dict[str, Any]:
             section = config.experts[int(number)]
             measured = rehearse_expert(
                 expert_spec(section),
-                TrainingConfig(),
+                training_of(section),
                 device,
                 is_trained=section.train,
                 exchange=exchange_of(section),

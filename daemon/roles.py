@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import structlog
 
 from moed.protocol.identity import Identity
@@ -83,7 +84,7 @@ def take_role(node: Surroundings) -> Role:
 
 
 def _miner(node: Surroundings) -> Role:
-    from moed.models.capacity import measure_devices, measure_expert
+    from moed.models.capacity import measure_devices
 
     from .asking import Panel
     from .exchange import Exchange, teachers_of
@@ -95,12 +96,7 @@ def _miner(node: Surroundings) -> Role:
     device = prepare_torch(node.config)
     hosted = [_open_expert(section, node.config, device) for section in node.config.experts]
     devices = measure_devices()
-    rates = {
-        one.name: measure_expert(
-            one.trainer.averaged, rows=MEASURED_ROWS, length=MEASURED_BYTES, device=device
-        ).forwards_per_s
-        for one in hosted
-    }
+    rates = {one.name: _rate(one, device) for one in hosted}
     share = max((section.training_share for section in node.config.experts if section.train), default=0.0)
     layers = open_layers(node.config, device)
     _require_memory(node.config, [*hosted, *layers], device)
@@ -214,9 +210,8 @@ def prepare_torch(config: Config) -> Device:
 def _open_expert(section: ExpertSection, config: Config, device: Device) -> HostedExpert:
     from moed.models.errors import CorpusUnavailable, ModelRefused
     from moed.models.hosting import open_hosted
-    from moed.models.training import TrainingConfig
 
-    from .model_specs import exchange_of, expert_spec
+    from .model_specs import exchange_of, expert_spec, training_of
 
     folder = Home(config.home).experts
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -225,7 +220,7 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
         hosted = open_hosted(
             expert_spec(section),
             corpus,
-            TrainingConfig(),
+            training_of(section),
             folder,
             seed=secrets.randbits(31),
             exchange=exchange_of(section),
@@ -237,6 +232,23 @@ def _open_expert(section: ExpertSection, config: Config, device: Device) -> Host
     if hosted.origin == "set_aside":
         logger.warning("expert.set_aside", expert=section.name, path=str(hosted.path))
     return hosted
+
+
+def _rate(hosted: HostedExpert, device: Device) -> float:
+    """The forwards per second of an expert. Raises `ConfigError` for one that does not answer what it should take."""
+    from moed.models.capacity import measure_expert
+    from moed.models.errors import ExpertError
+
+    spec = hosted.expert.spec
+    try:
+        hosted.forward(np.zeros((1, spec.max_length), dtype=np.uint8))
+    except ExpertError as error:
+        raise ConfigError(
+            f"expert {spec.name!r} does not answer a row of max_sequence_bytes = {spec.max_length}: {error}",
+            "correct its options, or max_sequence_bytes",
+        ) from error
+    rows, length = min(MEASURED_ROWS, spec.max_rows), min(MEASURED_BYTES, spec.max_length)
+    return measure_expert(hosted.trainer.averaged, rows=rows, length=length, device=device).forwards_per_s
 
 
 def _require_memory(config: Config, models: Sequence[HostedExpert | HostedLayer], device: Device) -> None:

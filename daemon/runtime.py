@@ -21,7 +21,6 @@ from moed.models.batching import Batch, BatchQueue, QueueLimits, Request
 from moed.models.errors import (
     DeadlinePassed,
     ExpertError,
-    ExpertFailed,
     NoBackward,
     OutOfMemory,
     ShapeMismatch,
@@ -351,7 +350,7 @@ class Runtime:
         began_s = trio.current_time()
         try:
             await self._run_blocking(hosted.train_step)
-        except (TrainingDiverged, ExpertFailed) as error:  # it still serves what it has learned
+        except ExpertError as error:  # it still serves what it has learned
             self._states[hosted.name].is_training = False
             event = "training.diverged" if isinstance(error, TrainingDiverged) else "training.failed"
             _log.error(event, expert=hosted.name, reason=str(error))

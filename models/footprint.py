@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .device import Device
-from .errors import ModelError, ModelRefused
+from .errors import ExpertError, ModelRefused
 from .experts import BYTE_VALUES, ExpertSpec, build_expert
 from .hosted_layer import KEPT_ROWS_BYTES, LayerSpec, build_layer
 from .lessons import Lesson, distillation_loss
@@ -178,8 +178,10 @@ def _stand_ins(name: str, device: Device) -> Iterator[None]:
     try:
         with FakeTensorMode(), device.torch_device:
             yield
-    except ModelError:
+    except ModelRefused:
         raise
+    except ExpertError as error:  # it does not run on values either
+        raise ModelRefused(f"expert {name!r}: {error}") from error
     except Exception as error:  # whatever one's own module, or torch under it, makes of tensors without values
         raise ModelRefused(
             f"expert {name!r}: its memory cannot be predicted ({type(error).__name__}: {str(error).splitlines()[0]}); "

@@ -103,11 +103,15 @@ class HostedExpert:
         return log_probs
 
     def train_step(self) -> float:
-        """One training step; returns its loss in bits per byte. Raises `TrainingDiverged` and `ExpertFailed`."""
+        """One training step; returns its loss in bits per byte. Raises `TrainingDiverged`, and as `forward` does."""
         try:
             return self.trainer.step() if self.study is None else self.study.step()
         except (RuntimeError, MemoryError) as error:
             raise self.device.failure(self.name, error) from error
+        except ExpertError:
+            raise
+        except Exception as error:  # one's own model again: it may still serve what it cannot learn
+            raise ExpertFailed(f"expert {self.name!r}: {type(error).__name__}: {error}") from error
 
     def save(self) -> bytes:
         """Store everything needed to go on; returns the content hash."""

@@ -10,13 +10,16 @@ import structlog
 from moed.daemon.chain import Chain
 from moed.daemon.config import load_config
 from moed.daemon.config_example import render_default
+from moed.daemon.config_sections import ExpertSection
 from moed.daemon.discovery import Discovery
 from moed.daemon.errors import ConfigError
+from moed.daemon.model_specs import training_of
 from moed.daemon.network.dht import Dht
 from moed.daemon.network.peers import Peers
 from moed.daemon.node import now_ms
 from moed.daemon.roles import Surroundings, take_role
 from moed.daemon.store import Store
+from moed.models.training import TrainingConfig
 from support.chains import key, make_genesis
 
 GENESIS = make_genesis((60,))
@@ -72,3 +75,30 @@ def test_what_was_learned_and_is_spoilt_is_told(role: str, file: str, event: str
         take(render_default({"role": role}) + (small if role == "miner" else ""), tmp_path)
     assert [one["path"] for one in logs if one["event"] == event] == [str(tmp_path / file)]
     assert (tmp_path / f"{file}.corrupt").read_bytes() == b"cut short"
+
+
+TRANSFORMER = """
+[[experts]]
+name = "own"
+model = "transformer"
+domain = "tables"
+options = { width = 8, layers = 1, heads = 2, context_bytes = 32 }
+exchange_rows_per_minute = 0
+"""
+
+
+def test_an_expert_that_does_not_answer_what_it_takes_is_named(tmp_path: Path) -> None:
+    """Whoever believes what it says of itself would be refused; one that takes no more than it can is served."""
+    for longest in (33, 32):
+        config = render_default({"role": "miner"}) + TRANSFORMER + f"max_sequence_bytes = {longest}\n"
+        if longest == 32:
+            take(config, tmp_path)
+            continue
+        with pytest.raises(ConfigError, match="rows of 33 bytes exceed this model's 32"):
+            take(config, tmp_path)
+
+
+def test_an_expert_trains_on_no_longer_rows_than_it_takes() -> None:
+    """Else a model of so few bytes would fail at its first step."""
+    assert training_of(ExpertSection(name="own", max_sequence_bytes=32)).length == 32
+    assert training_of(ExpertSection(name="own")) == TrainingConfig()

@@ -18,7 +18,7 @@ from moed.models.batching import QueueLimits
 from moed.models.checkpoint import load_checkpoint
 from moed.models.corpora import load_corpus
 from moed.models.errors import DeadlinePassed, ExpertFailed, OutOfMemory, QueueFull, Stopping, UnknownExpert
-from moed.models.experts import ExpertSpec
+from moed.models.experts import ExpertSpec, TransformerConfig, TransformerExpert
 from moed.models.hosted_layer import HostedLayer, LayerSpec
 from moed.models.hosting import CHECKPOINT_KIND, HostedExpert, open_hosted
 from moed.models.training import TrainingConfig
@@ -190,6 +190,21 @@ async def test_training_that_diverged_stops_and_serving_goes_on(
     await trio.sleep(5)
     assert not runtime.load().experts[0].is_training
     assert np.isfinite(await ask(runtime)).all()
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Embedding(3, 256), TransformerExpert(TransformerConfig(width=8, heads=1, context_bytes=4))]
+)
+async def test_a_model_that_cannot_train_stops_and_serving_goes_on(
+    module: nn.Module, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, hosted: HostedExpert
+) -> None:
+    """One's own model may raise anything at a step, and a built-in one that the rows are too long for it."""
+    hosted.trainer.module = module
+    runtime = make_runtime(hosted)
+    await nursery.start(runtime.run)
+    await trio.sleep(1)
+    assert not runtime.load().experts[0].is_training
+    assert (await ask(runtime)).shape == (2, 8, 256)
 
 
 async def test_a_full_disk_costs_the_checkpoint_and_nothing_else(

@@ -143,3 +143,6 @@ def test_a_model_that_looks_at_values_is_named(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(ModelRefused, match=r"'own': its memory cannot be predicted"):
         predict_expert(ExpertSpec(name="own", factory="picky:Picky"), TrainingConfig(), CPU)
     sys.modules.pop("picky")
+    short = ExpertSpec(name="short", model="transformer", options={"width": 8, "heads": 2, "context_bytes": 80})
+    with pytest.raises(ModelRefused, match=r"'short': rows of 256 bytes exceed this model's 80"):
+        predict_expert(short, TrainingConfig(), CPU)
