@@ -16,7 +16,7 @@ from moed.consensus.errors import (
 from moed.consensus.evidence import DoubleVote, double_vote
 from moed.consensus.params import CREDIT, ChainParams
 from moed.consensus.staking import MAX_LEAVING, add_dividends
-from moed.consensus.state import read_totals, read_validators, units_in
+from moed.consensus.state import Leaving, read_position, read_totals, read_validators, units_in
 from moed.consensus.transactions import AddStake, Delegate, ReportEvidence, SetTake, Transfer, Undelegate, Withdraw
 from moed.protocol.errors import BadSignature
 from support.chains import key
@@ -151,6 +151,32 @@ def test_parts_that_leave_are_bounded() -> None:
     book.height += PARAMS.unbonding_blocks
     book.send(1, Withdraw(pool=pool_key(1)))
     book.send(1, Undelegate(pool=pool_key(1), amount=1_000))
+
+
+def test_parts_of_one_block_are_one_and_those_before_stay() -> None:
+    """What is asked for twice in a block leaves together; what left before keeps its own amount and its own day."""
+    book = ledger()
+    for height, amount in ((1, 1_000), (2, 200), (2, 30)):
+        book.height = height
+        book.send(1, Undelegate(pool=pool_key(1), amount=amount))
+    parts = read_position(book.state, pool_key(1), pool_key(1)).leaving
+    assert parts == (Leaving(shares=1_000, release=31), Leaving(shares=230, release=32))
+
+
+def test_what_leaves_after_hard_slashes_keeps_its_shares_countable() -> None:
+    """Each slash makes the shares of what leaves cheaper; those that would not fit 63 bits are not sold."""
+    book = ledger(slash_ppm=999_999)
+    book.send(1, Undelegate(pool=pool_key(1)))  # a pool without shares sells them one for one again
+    for height in (5, 8):
+        book.height = height
+        book.send(4, ReportEvidence(evidence=offence(book, 1, height - 1)))
+        book.send(3, Delegate(to=pool_key(1), amount=50 * CREDIT))
+        if height == 5:
+            book.send(3, Undelegate(pool=pool_key(1)))
+    before = book.pool(1)
+    with pytest.raises(AmountOutOfRange):
+        book.send(3, Undelegate(pool=pool_key(1)))
+    assert book.pool(1) == before
 
 
 def test_signing_twice_costs_everybody_who_stood_behind_it() -> None:

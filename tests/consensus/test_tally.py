@@ -181,6 +181,10 @@ def test_the_votes_that_a_proposal_names_are_told_again() -> None:
     assert own not in rounds.news()[1]
     hear(rounds, propose(block, 5, valid_round=0))
     assert own in rounds.news()[1]
+    rounds.on_timeout(Timeout(1, 5, Step.PRECOMMIT))
+    assert own in rounds.news()[1], "some are still in the round before"
+    rounds.on_timeout(Timeout(1, 6, Step.PRECOMMIT))
+    assert own not in rounds.news()[1]
 
 
 def test_the_clock_starts_beyond_two_thirds_and_not_at_them() -> None:
