@@ -76,12 +76,10 @@ class GridDirectory:
 
     async def live(self, prefixes: Collection[str]) -> Mapping[str, Collection[int]]:
         """The coordinates below each prefix that have a server; prefixes that are not remembered are asked at once."""
-        await self._read_all(prefixes)
+        known = await self._read_all(prefixes)
         return {
             prefix: [
-                child
-                for child, owners in self._known[prefix].owners.items()
-                if not all(self._is_out(one) for one in owners)
+                child for child, owners in known[prefix].owners.items() if not all(self._is_out(one) for one in owners)
             ]
             for prefix in prefixes
         }
@@ -96,14 +94,21 @@ class GridDirectory:
         known = self._known.get(shelf)
         return known.owners.get(child, []) if known is not None else []
 
-    async def _read_all(self, shelves: Collection[str]) -> None:
+    async def _read_all(self, shelves: Collection[str]) -> Mapping[str, _Known]:
+        """What is known of each: held here meanwhile, because what is read may push what is remembered out."""
         now_s = trio.current_time()
-        unknown = [one for one in shelves if one not in self._known or self._known[one].read_at_s + REMEMBER_S < now_s]
-        async with trio.open_nursery() as nursery:
-            for shelf in unknown:
-                nursery.start_soon(self._read, shelf)
+        known = {one: self._known[one] for one in shelves if one in self._known}
+        known = {one: found for one, found in known.items() if found.read_at_s + REMEMBER_S >= now_s}
 
-    async def _read(self, shelf: str) -> None:
+        async def read(shelf: str) -> None:
+            known[shelf] = await self._read(shelf)
+
+        async with trio.open_nursery() as nursery:
+            for shelf in set(shelves) - set(known):
+                nursery.start_soon(read, shelf)
+        return known
+
+    async def _read(self, shelf: str) -> _Known:
         is_prefix = shelf.endswith(".")
         entries = await self._find_topic((_TOPIC if is_prefix else _NAMED) + shelf)
         known = _Known(trio.current_time())
@@ -114,6 +119,7 @@ class GridDirectory:
         if len(self._known) >= MAX_REMEMBERED:
             del self._known[next(iter(self._known))]
         self._known[shelf] = known
+        return known
 
 
 def _shelf(expert: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from moed.daemon.expert_grid import MAX_COORDINATE, REMEMBER_S, GridDirectory, grid_topics
+from moed.daemon.expert_grid import MAX_COORDINATE, MAX_REMEMBERED, REMEMBER_S, GridDirectory, grid_topics
 from moed.protocol.identity import NodeId, node_id_of
 from moed.protocol.records import MAX_NOTE_BYTES, TopicEntry
 
@@ -47,6 +47,16 @@ async def test_a_seeker_reads_who_lives_below_a_prefix(autojump_clock: MockClock
     autojump_clock.jump(REMEMBER_S + 1)
     await directory.live(["f.0."])
     assert len(topics.asked) == 4
+
+
+async def test_more_prefixes_than_are_remembered_are_all_answered() -> None:
+    """What is read pushes out what is remembered, that of the same question among it."""
+    directory = GridDirectory(Topics().find)
+    await directory.live(["f.0."])
+    many = ["f.0.", *(f"g.{number}." for number in range(MAX_REMEMBERED))]
+    live = await directory.live(many)
+    assert live.keys() == set(many)
+    assert set(live["f.0."]) == {1, 7}
 
 
 async def test_an_expert_is_found_by_its_name_alone() -> None:
