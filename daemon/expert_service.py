@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -99,18 +100,18 @@ class ExpertService:
         share = self._stake_share(call.peer.public_key)
         try:
             self._budget.check(call.peer.public_key, share, trio.current_time())
-            learned = await self._runtime.backward(
+            at_inputs = await self._runtime.backward(
                 request.expert,
                 inputs,
                 gradients,
                 caller=call.peer.node_id,
                 stake_share=share,
                 deadline=call.deadline,
+                charge=partial(self._budget.charge, call.peer.public_key, share),
             )
         except (ExpertError, RequestRefused) as error:
             raise Refused(error.code, str(error)) from error
-        self._budget.charge(call.peer.public_key, share, learned.busy_s)
-        return self._reply(learned.gradients, request.codec)
+        return self._reply(at_inputs, request.codec)
 
     async def _info(self, call: Call) -> Reply:
         request = convert_record(call.body or {}, InfoRequest)

@@ -30,14 +30,6 @@ class Hosted(Protocol):
     def save(self) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """What a backward pass gave: ``gradients`` at the inputs, and the device time that it took."""
-
-    gradients: Rows
-    busy_s: float
-
-
 class TeachableHosted(Hosted, Protocol):
     """An expert whose ``info.has_backward`` is true has this too. After `gradient`, `learn` is the next call."""
 

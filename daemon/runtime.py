@@ -30,7 +30,7 @@ from moed.models.errors import (
 from moed.protocol.experts import BatchSchema, ExpertInfo, Load
 
 from .allocator import keep_freed_memory
-from .hosted import ExpertLoad, Hosted, Learned, Rows, RuntimeLoad, TeachableHosted
+from .hosted import ExpertLoad, Hosted, Rows, RuntimeLoad, TeachableHosted
 
 T = TypeVar("T")
 # ``run_blocking(function, *args)`` awaits the function's result: in a thread, or inline on virtual time.
@@ -38,9 +38,16 @@ RunBlocking = Callable[..., Awaitable[Any]]
 
 # How much of an average is the newest measurement.
 _EMA_SHARE = 0.1
+LARGEST = 1e15
+"""Up to here the squares of all numbers in a batch add up to one that float32 has."""
+
 _INLINE_S = 100e-6
 """A batch that takes less than this runs on the event loop itself: going to a thread and back costs as much."""
 _log = structlog.get_logger()
+
+
+def _free(_busy_s: float) -> None:
+    """Nobody counts the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,12 @@ class RuntimeConfig:
 
 @dataclass(slots=True)
 class _Waiter:
-    """One awaiting caller; exactly one of the two results is set before the event."""
+    """One awaiting caller; exactly one of the two results is set before the event. ``charge`` is told of the device
+    time that its request took, whether it still waits or not."""
 
     done: trio.Event
+    charge: Callable[[float], None]
     answer: Rows | None = None
-    busy_s: float = 0.0
     error: ExpertError | DeadlinePassed | Stopping | None = None
 
 
@@ -129,22 +137,31 @@ class Runtime:
         ``deadline`` is on trio's clock. Raises a `RequestRefused` that says why nothing was computed, or the
         expert's own `ExpertError`. Cancelling it takes the request out of the queue.
         """
-        waiter = await self._await(expert_name, inputs, None, caller, stake_share, deadline)
-        assert waiter.answer is not None
-        return waiter.answer
+        return await self._await(expert_name, inputs, None, caller, stake_share, deadline)
 
     async def backward(
-        self, expert_name: str, inputs: Rows, gradients: Rows, *, caller: bytes, stake_share: float, deadline: float
-    ) -> Learned:
-        """The gradient at ``inputs`` from ``gradients`` at the outputs. Raises like `forward`."""
+        self,
+        expert_name: str,
+        inputs: Rows,
+        gradients: Rows,
+        *,
+        caller: bytes,
+        stake_share: float,
+        deadline: float,
+        charge: Callable[[float], None] = _free,
+    ) -> Rows:
+        """The gradient at ``inputs`` from ``gradients`` at the outputs. Raises like `forward`.
+
+        ``charge`` is called with the device time that it took as soon as it is known, also if this was cancelled while
+        the device was at it. Numbers over `LARGEST` are refused: they are no gradient, and would spoil the step of
+        those in the same batch.
+        """
         state = self._states.get(expert_name)
         if state is not None and not state.hosted.info.has_backward:
             raise NoBackward(f"expert {expert_name!r} gives no gradients")
-        if not np.isfinite(gradients).all():
-            raise ShapeMismatch("a gradient that is not finite")
-        waiter = await self._await(expert_name, inputs, gradients, caller, stake_share, deadline)
-        assert waiter.answer is not None
-        return Learned(waiter.answer, waiter.busy_s)
+        if not (_are_bounded(inputs) and _are_bounded(gradients)):
+            raise ShapeMismatch(f"inputs and gradients are finite here, and none is over {LARGEST:g}")
+        return await self._await(expert_name, inputs, gradients, caller, stake_share, deadline, charge)
 
     async def _await(
         self,
@@ -154,7 +171,8 @@ class Runtime:
         caller: bytes,
         stake_share: float,
         deadline: float,
-    ) -> _Waiter:
+        charge: Callable[[float], None] = _free,
+    ) -> Rows:
         if self._is_stopping:
             raise Stopping("this device worker is ending")
         request = self._queue.submit(
@@ -166,7 +184,7 @@ class Runtime:
             deadline_s=deadline,
             now_s=trio.current_time(),
         )
-        waiter = self._waiters[request.request_id] = _Waiter(trio.Event())
+        waiter = self._waiters[request.request_id] = _Waiter(trio.Event(), charge)
         self._wake.set()
         self._is_idle = False
         try:
@@ -179,7 +197,7 @@ class Runtime:
             raise waiter.error
         if waiter.answer is None:
             raise DeadlinePassed("the deadline passed before the answer was there")
-        return waiter
+        return waiter.answer
 
     def forward_at_once(self, expert_name: str, inputs: Rows) -> Rows | None:
         """Answer a batch that fits the schema, without waiting, if nothing is before it and the expert is sure to be
@@ -257,6 +275,7 @@ class Runtime:
     async def _serve(self, batch: Batch) -> None:
         state = self._states[batch.expert]
         began_s = trio.current_time()
+        charges = [self._waiters[request.request_id].charge for request in batch.requests]
         for request in batch.requests:
             self._queue_delay_s += (began_s - request.submitted_s - self._queue_delay_s) * _EMA_SHARE
         inputs = _joined([request.inputs for request in batch.requests])
@@ -281,9 +300,10 @@ class Runtime:
             self._learn_rate(state, batch.rows, trio.current_time() - began_s, busy_s)
         state.rows_served += batch.rows
         at = 0
-        for request in batch.requests:
+        for request, charge in zip(batch.requests, charges, strict=True):
             rows = len(request.inputs)
-            self._resolve(request, answer=answer[at : at + rows], busy_s=busy_s * rows / batch.rows)
+            charge(busy_s * rows / batch.rows)
+            self._resolve(request, answer=answer[at : at + rows])
             at += rows
         if gradients:  # only now: nobody waits for it, and the answers travel meanwhile
             _, state.learn_s = await self._run_blocking(_timed, hosted.learn)
@@ -331,13 +351,12 @@ class Runtime:
         request: Request,
         *,
         answer: Rows | None = None,
-        busy_s: float = 0.0,
         error: ExpertError | Stopping | None = None,
     ) -> None:
         waiter = self._waiters.get(request.request_id)
         if waiter is None:
             return  # its caller gave up while the batch ran
-        waiter.answer, waiter.busy_s, waiter.error = answer, busy_s, error
+        waiter.answer, waiter.error = answer, error
         waiter.done.set()
 
     def _next_to_train(self) -> Hosted | None:
@@ -377,6 +396,11 @@ class Runtime:
             if not waiter.done.is_set():
                 waiter.error = Stopping("this device worker is ending")
                 waiter.done.set()
+
+
+def _are_bounded(rows: Rows) -> bool:
+    """Whether all are numbers within `LARGEST`; a NaN is its own minimum, and within nothing."""
+    return bool(rows.size == 0 or (rows.min() >= -LARGEST and rows.max() <= LARGEST))
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -54,6 +54,7 @@ async def test_forward_backward_and_info(tmp_path: Path) -> None:
         (BACKWARD, [ROWS], "malformed"),
         (BACKWARD, [ROWS, ROWS[:3]], "malformed"),
         (BACKWARD, [ROWS, np.full_like(ROWS, np.nan)], "shape_mismatch"),
+        (BACKWARD, [np.full_like(ROWS, np.nan), ROWS], "shape_mismatch"),
     ],
 )
 async def test_a_batch_that_does_not_fit_is_refused(

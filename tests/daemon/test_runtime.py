@@ -17,9 +17,17 @@ from moed.daemon.runtime import Runtime, RuntimeConfig
 from moed.models.batching import QueueLimits
 from moed.models.checkpoint import load_checkpoint
 from moed.models.corpora import load_corpus
-from moed.models.errors import DeadlinePassed, ExpertFailed, OutOfMemory, QueueFull, Stopping, UnknownExpert
+from moed.models.errors import (
+    DeadlinePassed,
+    ExpertFailed,
+    OutOfMemory,
+    QueueFull,
+    ShapeMismatch,
+    Stopping,
+    UnknownExpert,
+)
 from moed.models.experts import ExpertSpec, TransformerConfig, TransformerExpert
-from moed.models.hosted_layer import HostedLayer, LayerSpec
+from moed.models.hosted_layer import HostedLayer, LayerSpec, open_layer
 from moed.models.hosting import CHECKPOINT_KIND, HostedExpert, open_hosted
 from moed.models.training import TrainingConfig
 
@@ -193,7 +201,7 @@ async def test_training_that_diverged_stops_and_serving_goes_on(
 
 
 @pytest.mark.parametrize(
-    "module", [nn.Embedding(3, 256), TransformerExpert(TransformerConfig(width=8, heads=1, context_bytes=4))]
+    "module", [nn.Bilinear(2, 2, 2), TransformerExpert(TransformerConfig(width=8, heads=1, context_bytes=4))]
 )
 async def test_a_model_that_cannot_train_stops_and_serving_goes_on(
     module: nn.Module, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, hosted: HostedExpert
@@ -261,13 +269,56 @@ async def test_a_batch_that_does_not_fit_is_served_in_parts(
     async def once() -> np.ndarray:
         if direction == "forward":
             return await runtime.forward("h", rows, caller=b"", stake_share=1.0, deadline=FAR)
-        return (await runtime.backward("h", rows, rows, caller=b"", stake_share=1.0, deadline=FAR)).gradients
+        return await runtime.backward("h", rows, rows, caller=b"", stake_share=1.0, deadline=FAR)
 
     with structlog.testing.capture_logs() as logs:
         assert np.allclose(await once(), rows)
         await once()
     exceeded = [one for one in logs if one["event"] == "memory.exceeded"]
     assert [one["limit"] for one in exceeded] == [8, 4, 2]
+
+
+async def test_one_callers_numbers_do_not_spoil_anothers_gradient(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Both would be one batch, whose norm is none that float32 has: who sent it is refused, the other one is served."""
+    layer = open_layer(LayerSpec(name="h", layer="ffn", width=4), tmp_path, seed=1)
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    rows = np.ones((2, 4), np.float32)
+    refused = []
+
+    async def spoil(inputs: np.ndarray, gradients: np.ndarray) -> None:
+        try:
+            await runtime.backward("h", inputs, gradients, caller=b"a", stake_share=1.0, deadline=FAR)
+        except ShapeMismatch as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(spoil, rows, rows * np.float32(1e38))
+        callers.start_soon(spoil, rows * np.float32(np.inf), rows)
+        found = await runtime.backward("h", rows, rows, caller=b"b", stake_share=1.0, deadline=FAR)
+    assert np.isfinite(found).all()
+    assert len(refused) == 2
+    await trio.sleep(1)
+    assert layer.training_steps == 1
+
+
+async def test_who_gives_up_a_gradient_pays_for_it(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The device was at it when the deadline came: it went on, and the layer learned."""
+    layer = open_layer(LayerSpec(name="h", layer="ffn", width=4), tmp_path, seed=1)
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    rows, charged_s = np.ones((2, 4), np.float32), list[float]()
+    with pytest.raises(DeadlinePassed):
+        await runtime.backward(
+            "h", rows, rows, caller=b"", stake_share=1.0, deadline=COMPUTE_S / 2, charge=charged_s.append
+        )
+    await trio.sleep(1)
+    assert layer.training_steps == 1
+    assert [one > 0 for one in charged_s] == [True]
 
 
 async def test_what_does_not_fit_in_single_rows_is_an_error(
