@@ -232,11 +232,12 @@ class _GridCall(torch.autograd.Function):
 
 
 def _valid(outcome: Rows | NoAnswer, group: _Group, width: int) -> Rows | NoAnswer:
-    """The answer if it is finite rows of the width asked, else why it is none."""
+    """The answer if it is finite float32 rows of the width asked, else why it is none."""
     if isinstance(outcome, NoAnswer):
         return outcome
-    if outcome.shape != (len(group.rows), width) or not np.isfinite(outcome).all():
-        return NoAnswer("invalid_answer", f"{group.name}: not finite rows of the width asked")
+    is_fit = outcome.shape == (len(group.rows), width) and outcome.dtype == np.float32
+    if not (is_fit and np.isfinite(outcome).all()):
+        return NoAnswer("invalid_answer", f"{group.name}: not finite float32 rows of the width asked")
     return outcome
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from moed.models.errors import RowsUnanswered
+from moed.models.errors import NoAnswer, RowsUnanswered
+from moed.models.remote import Rows
 from moed.models.remote_mixture import RemoteMixture
 from support.asked_layers import InProcess
 from support.layers import WIDTH, make_layer
@@ -130,6 +132,22 @@ def test_what_is_out_of_reach_is_routed_around(grid: InProcess) -> None:
     grid.hidden |= grid.layers.keys()
     with pytest.raises(RowsUnanswered):
         gate.mix(x)
+
+
+def test_a_gradient_of_another_dtype_is_no_answer(grid: InProcess) -> None:
+    """What a node answers is its own affair, and never an error inside the caller's backward pass."""
+
+    class Doubled(InProcess):
+        def ask(self, *args: Any) -> list[Rows | NoAnswer]:
+            return [one if isinstance(one, NoAnswer) else one.astype(np.float64) for one in super().ask(*args)]
+
+    gate = mixture(grid, is_strict=False)
+    x = torch.randn(10, WIDTH, requires_grad=True)
+    mixed = gate.mix(x)
+    gate.transport = Doubled(*grid.layers.values())
+    torch.autograd.backward(mixed.values.sum())
+    assert gate.gradients_lost == 20
+    assert not gate.mix(x).answered.any()
 
 
 def test_an_answer_that_is_not_finite_is_no_answer(grid: InProcess) -> None:
