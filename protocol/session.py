@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .aead import TAG_BYTES
+from .batch import Batch
 from .buffer_pool import new_buffer
 from .control_queue import ControlQueue
 from .errors import LocalProtocolError, Malformed, RemoteProtocolError, Unexpected
@@ -34,7 +35,7 @@ from .handshake import MAX_HANDSHAKE_BYTES, SecureHandshake, SessionLimits
 from .incoming import ByteBudget, Inbox, IncomingMessage
 from .noise import MAX_MESSAGE_BYTES
 from .outgoing import Outbox
-from .receive_buffer import LENGTH_BYTES, ReceiveBuffer
+from .receive_buffer import ReceiveBuffer
 from .session_events import (
     NEED_DATA,
     Ended,
@@ -116,7 +117,7 @@ class Session:
         self._buffer = ReceiveBuffer()
         self._raw: IncomingMessage | None = None  # where raw body goes; None throws it away
         self._raw_bytes = 0  # raw body still to come before the next block
-        self._batch = bytearray()
+        self._batch = Batch()
 
     # -- what the shell asks ---------------------------------------------------------------------------------------
 
@@ -275,12 +276,12 @@ class Session:
         if self._outbox is not None:
             block, chunks = self._next_block(self._outbox, now_s)
             if block:
-                out.append(self._seal(block, chunks))
+                out.append(self._batch.seal(self.peer.send, [memoryview(block), *chunks]))
         return out
 
     def trim(self) -> None:
         """Give the large buffers back, the receive buffer before its next read; worth calling on an idle session."""
-        self._batch = bytearray()
+        self._batch.trim()
         if self._raw_bytes == 0:
             self._buffer.trim()
 
@@ -289,7 +290,7 @@ class Session:
         self._has_ended = True
         self._inbox.release_all()
 
-    # -- sealing ---------------------------------------------------------------------------------------------------
+    # -- blocks ----------------------------------------------------------------------------------------------------
 
     def _next_block(self, outbox: Outbox, now_s: float) -> tuple[bytearray, list[memoryview]]:
         block = self._control.take_block()
@@ -305,23 +306,6 @@ class Session:
             if self._calls.pop(message.stream, None) is not None:
                 self._events.append(RequestEnded(message.stream, ResetCode.DEADLINE, is_local=True))
         return block, filled.chunks
-
-    def _seal(self, block: bytearray, chunks: list[memoryview]) -> memoryview:
-        """One contiguous run of Noise messages: the block, then each chunk encrypted from where it lies."""
-        parts = [memoryview(block), *chunks]
-        total = sum(LENGTH_BYTES + len(part) + TAG_BYTES for part in parts)
-        if total > len(self._batch):
-            self._batch = bytearray(total)
-        out = memoryview(self._batch)
-        send = self.peer.send
-        at = 0
-        for part in parts:
-            size = len(part) + TAG_BYTES
-            out[at : at + LENGTH_BYTES] = size.to_bytes(LENGTH_BYTES, "big")
-            at += LENGTH_BYTES
-            send.encrypt_into(out[at : at + size], part)
-            at += size
-        return out[:total]
 
     # -- parsing ---------------------------------------------------------------------------------------------------
 
