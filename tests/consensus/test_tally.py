@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moed.consensus.blocks import NO_BLOCK, VoteKind, sign_proposal, sign_vote, signed_share
+from moed.consensus.blocks import NO_BLOCK, Vote, VoteKind, sign_proposal, sign_vote, signed_share
 from moed.consensus.effects import Decide, Effect, Equivocation, ScheduleTimeout, Step, Timeout
 from moed.consensus.rounds import MAX_ROUNDS_AHEAD, Rounds
 from moed.consensus.tally import MAX_VOTES_EACH, Tally
@@ -100,7 +100,7 @@ def test_a_liar_that_votes_for_much_still_counts_for_what_others_want() -> None:
     wanted = vote(liar, VoteKind.PREVOTE, block.hash)
     rounds.on_vote(wanted)
     assert not rounds.counts(wanted)
-    for signer in (KEYS[0], KEYS[1]):
+    for signer in (KEYS[0], KEYS[2]):  # a half: with the liar it is enough
         rounds.on_vote(vote(signer, VoteKind.PREVOTE, block.hash))
     assert not rounds.tally.has_quorum(VoteKind.PREVOTE, 0, block.hash)
     rounds.on_vote(wanted)
@@ -227,3 +227,23 @@ def test_the_round_of_the_lock_and_that_of_the_later_quorum_are_both_told() -> N
     proposals, votes = rounds.news()
     assert [proposal.round for proposal in proposals] == [0, 1]
     assert {one.round for one in votes} == {0, 1}
+
+
+def test_a_third_exactly_makes_no_room_for_a_liars_further_votes() -> None:
+    """A third could be liars together, and then nothing would bound what is kept of them; beyond it one is honest."""
+    genesis = make_genesis((1, 1, 1))
+    tally = Tally(Head.at_genesis(genesis).validators)
+
+    def ballot(number: int, block_hash: bytes) -> Vote:
+        return sign_vote(key(number), genesis.network_id, VoteKind.PREVOTE, 1, 0, block_hash)
+
+    for number in range(MAX_VOTES_EACH):
+        tally.add(ballot(3, bytes([number]) * 32))
+    wanted, late = b"\x77" * 32, ballot(3, b"\x77" * 32)
+    tally.add(ballot(1, wanted))
+    tally.add(late)
+    assert not tally.counts(late)
+    tally.add(ballot(2, wanted))
+    tally.add(late)
+    assert tally.counts(late)
+    assert tally.has_quorum(VoteKind.PREVOTE, 0, wanted)
