@@ -194,8 +194,9 @@ class Study:
             trial = self._trial
             if trial is not None and len(trial.lessons) == self.config.trial_lessons:
                 self._trial, self._running = None, self._run_trial(trial)
-        if trial is not None and self._trial is None:
-            return next(self._running)
+        loss = next(self._running, None)  # by what was begun here: meanwhile the trial's teacher may be gone
+        if loss is not None:
+            return loss
         lesson = self._bank[self._rng.integers(len(self._bank))] if self._bank else None
         self.steps += 1
         return self.trainer.step(lesson, trust=self.config.trust)

@@ -109,6 +109,34 @@ def test_teachers_may_leave_at_any_moment(tables: Corpus) -> None:
     assert teacher_of(study) is None
 
 
+def test_a_teacher_may_leave_while_a_step_begins(tables: Corpus) -> None:
+    """The other thread has its turn as soon as the lock is free: the step is then one without a trial."""
+    study = make_study(tables)
+    learn(study, {"good": CountedExpert(tables)}, 1)
+    while study.records["good"].complement_bits is None or study._trial is None:
+        question = study.question()
+        if question is not None and question.purpose == "scout":
+            study.take(question, CountedExpert(tables).answer(question.tokens))
+        study.step()
+
+    class Watched:
+        def __init__(self) -> None:
+            self.lock, self.is_told = study._lock, False
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
+            if not self.is_told:
+                self.is_told = True
+                study.set_teachers(())
+
+    study._lock = Watched()  # type: ignore[assignment]  # what the scheduler does once in a blue moon, each time
+    assert np.isfinite(study.step())
+    assert study._trial is None
+
+
 def test_answers_that_nobody_reads_do_not_pile_up(tables: Corpus) -> None:
     """While the worker trains nothing, only so many questions are asked; when it goes on, so do they."""
     study = make_study(tables)
