@@ -32,6 +32,8 @@ logger = structlog.get_logger()
 REDIAL_S = 0.5
 DIAL_TIMEOUT_S = 5.0
 INFO_TIMEOUT_S = 5.0
+_CLOSED = (trio.RunFinishedError, trio.Cancelled)
+"""What a thread is told whose question the end of the transport came before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,10 @@ class ThreadTransport:
         limits: SessionLimits | None = None,
         ready_timeout_s: float = 10.0,
     ) -> None:
-        """Start the thread and meet the places; returns when all were met or ``ready_timeout_s`` is over."""
+        """Start the thread and meet the places; returns when all were met or ``ready_timeout_s`` is over.
+
+        Raises what ends the thread before it is up, as where the system has no socket for it.
+        """
         self._identity = identity
         self._network_id = network_id
         self._places = tuple(places)
@@ -84,9 +89,12 @@ class ThreadTransport:
         self._met: set[Place] = set()
         self._is_up = threading.Event()
         self._has_met_all = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._run,), name="moed transport", daemon=True)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._live, name="moed transport", daemon=True)
         self._thread.start()
         self._is_up.wait()
+        if self._failure is not None:
+            raise self._failure
         if self._places:
             self._has_met_all.wait(ready_timeout_s)
 
@@ -101,16 +109,20 @@ class ThreadTransport:
         running = self._running
         if running is None or running.finder is None:
             return known
-        found = trio.from_thread.run(running.finder.live, prefixes, trio_token=running.token)
+        try:
+            found = trio.from_thread.run(running.finder.live, prefixes, trio_token=running.token)
+        except _CLOSED:
+            return known
         return {prefix: known[prefix].union(found[prefix]) for prefix in prefixes}
 
     def ask(
         self, asks: Sequence[Ask], patience: Patience, is_enough: Callable[[Collection[int]], bool]
     ) -> list[Rows | NoAnswer]:
         """Ask all at once and wait: an answer, or why there is none, for each. Never raises for a place's fault."""
+        closed: list[Rows | NoAnswer] = [NoAnswer("stopping", "the transport is closed") for _ in asks]
         running = self._running
         if running is None:
-            return [NoAnswer("stopping", "the transport is closed")] * len(asks)
+            return closed
         wanted = [Asked(one.expert, one.inputs, one.gradients) for one in asks]
         call = partial(
             self._ask,
@@ -120,7 +132,10 @@ class ThreadTransport:
             grace_s=patience.grace_s,
             is_enough=is_enough,
         )
-        outcomes = trio.from_thread.run(call, trio_token=running.token)
+        try:
+            outcomes = trio.from_thread.run(call, trio_token=running.token)
+        except _CLOSED:
+            return closed
         return [one.rows if isinstance(one, Answered) else _no_answer(one) for one in outcomes]
 
     def close(self) -> None:
@@ -137,6 +152,18 @@ class ThreadTransport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _live(self) -> None:
+        """The thread: whatever ends it before it is up is for `__init__` to raise."""
+        try:
+            trio.run(self._run)
+        except BaseException as error:
+            if self._is_up.is_set():
+                raise
+            self._failure = error
+        finally:
+            self._running = None
+            self._is_up.set()
 
     # -- on the trio thread ----------------------------------------------------------------------------------------
 
@@ -180,12 +207,12 @@ class ThreadTransport:
         """Be a client of the DHT: we ask, and nobody keeps us as a contact."""
         dht.is_client = True
         family = trio.socket.AF_INET6 if ":" in self._bootstrap[0][0] else trio.socket.AF_INET
-        socket = trio.socket.socket(family, trio.socket.SOCK_DGRAM)
-        async with trio.open_nursery() as nursery:
-            await socket.bind(("", 0))
-            await nursery.start(dht.run, socket)
-            await dht.join(self._bootstrap)
-            task_status.started()
+        with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as socket:
+            async with trio.open_nursery() as nursery:
+                await socket.bind(("", 0))
+                await nursery.start(dht.run, socket)
+                await dht.join(self._bootstrap)
+                task_status.started()
 
     async def _keep_session(self, peers: Peers, place: Place, running: _Running) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,6 +15,7 @@ from moed.daemon.expert_transport import ThreadTransport
 from moed.models.errors import NoAnswer, RowsUnanswered
 from moed.models.remote import Ask, Patience, RemoteExpert
 from moed.models.remote_mixture import RemoteMixture
+from moed.protocol.addresses import Address
 from support.layer_threads import ServerThread
 from support.layers import WIDTH, make_layer
 from support.peering import NETWORK_ID, identity_of
@@ -89,6 +91,29 @@ def test_a_closed_transport_answers_with_the_reason(tmp_path: Path) -> None:
             RemoteExpert(transport, "x")(torch.zeros(2, WIDTH))
     finally:
         server.stop()
+
+
+def test_a_question_that_crosses_the_end_is_answered_with_the_reason() -> None:
+    """Its thread saw an open transport, which is gone when the question gets there."""
+    transport = ThreadTransport(identity_of(9), NETWORK_ID, bootstrap=[Address("127.0.0.1", 1)])
+    seen = transport._running
+    transport.close()
+    transport._running = seen
+    (answer,) = transport.ask([Ask("x", torch.zeros(2, WIDTH).numpy())], Patience(), lambda _answered: False)
+    assert isinstance(answer, NoAnswer)
+    assert answer.code == "stopping"
+    assert transport.live(["g."]) == {"g.": frozenset()}
+
+
+def test_a_transport_that_cannot_begin_says_why() -> None:
+    """A system that gives it no file is an error at once, and not a wait without an end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            ThreadTransport(identity_of(9), NETWORK_ID)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_features_and_classes_are_learned_over_the_network(tmp_path: Path) -> None:
