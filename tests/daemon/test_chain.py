@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import trio.testing
 
 from moed.consensus.blocks import NO_BLOCK, Block, Vote, VoteKind, decode_block, sign_proposal, sign_vote
 from moed.consensus.errors import InvalidTransaction
-from moed.consensus.params import ChainParams
 from moed.consensus.state import read_account, stake_behind
 from moed.consensus.summary import RoundsSummary
 from moed.consensus.tally import MAX_VOTES_EACH
@@ -23,87 +21,15 @@ from moed.consensus.transition import Head
 from moed.consensus.turns import proposer
 from moed.daemon.chain import Chain
 from moed.daemon.hearing import ANSWER_PAUSE_S, MAX_EARLY_EACH, MAX_EARLY_MESSAGES
-from moed.daemon.journal import FileJournal
 from moed.daemon.network.calls import Call, Handler, Refused, Reply
-from moed.daemon.network.peers import Peer, Peers, Priority
-from moed.daemon.node import now_ms
-from moed.daemon.signer import Signer
+from moed.daemon.network.peers import Peer, Priority
 from moed.daemon.store import Store, verify_chain
 from moed.daemon.sync import Batch
-from moed.protocol.addresses import Address
 from moed.protocol.codec import convert_record, decode_record, encode_record
 from moed.protocol.identity import Identity
-from support.chains import grow, key, make_genesis, sign_commit, signed
-
-PARAMS = ChainParams(
-    block_interval_ms=50, tempo=10, timeout_propose_ms=2_000, timeout_vote_ms=1_000, fee_per_byte=0, min_stake=0
-)
-GENESIS = make_genesis((60, 40), balances=(1_000, 0), params=PARAMS)
-PATIENCE_S = 30.0
-
-
-class Running:
-    """One node's chain and sessions, and where it listens."""
-
-    def __init__(self, chain: Chain, peers: Peers, store: Store, address: Address) -> None:
-        self.chain = chain
-        self.peers = peers
-        self.store = store
-        self.address = address
-
-    async def dial(self, other: Running) -> None:
-        await self.peers.connect(other.address, None, timeout_s=5)
-
-
-async def listen() -> tuple[trio.SocketListener, Address]:
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    return listener, Address("127.0.0.1", listener.socket.getsockname()[1])
-
-
-@asynccontextmanager
-async def run_chain(
-    folder: Path,
-    identity: Identity,
-    *,
-    signs: bool = True,
-    serves: Callable[[Mapping[str, Handler]], Mapping[str, Handler]] = dict,
-) -> AsyncIterator[Running]:
-    """A chain in ``folder`` under ``identity`` with sessions of its own; ``serves`` may change its handlers."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  # a test's own folder in memory or near it
-    with Store(folder / "chain.db", GENESIS) as store:
-        signer = Signer(identity, GENESIS.network_id, FileJournal(folder / "signed.journal")) if signs else None
-        chain = Chain(store.load_head(), store, identity, signer, now_ms=now_ms)
-        peers = Peers(
-            identity,
-            GENESIS.network_id,
-            handlers=serves(chain.handlers()),
-            on_connected=chain.greet,
-            on_disconnected=lambda peer: chain.forget(peer.node_id),
-        )
-        listener, address = await listen()
-        async with trio.open_nursery() as nursery:
-            await nursery.start(chain.run, peers)
-            await nursery.start(peers.run, [listener])
-            yield Running(chain, peers, store, address)
-            nursery.cancel_scope.cancel()
-
-
-async def ignore(_: Call) -> Reply:
-    return Reply(None)
-
-
-DEAF: dict[str, Handler] = {f"chain.{name}": ignore for name in ("status", "have", "vote", "proposal", "transactions")}
-
-
-@asynccontextmanager
-async def run_liar(handlers: Mapping[str, Handler], number: int = 66) -> AsyncIterator[tuple[Peers, Address]]:
-    """A peer with sessions like ours and answers of its own."""
-    peers = Peers(key(number), GENESIS.network_id, handlers=handlers)
-    listener, address = await listen()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(peers.run, [listener])
-        yield peers, address
-        nursery.cancel_scope.cancel()
+from support.chains import grow, key, sign_commit, signed
+from support.peering import until
+from support.running_chains import DEAF, GENESIS, PARAMS, PATIENCE_S, Listening, Nobody, run_chain, run_liar
 
 
 async def test_two_validators_decide_and_a_transfer_becomes_final(tmp_path: Path) -> None:
@@ -211,8 +137,7 @@ async def test_a_late_node_asks_several_peers_and_believes_no_liar_among_them(tm
         is_met.set()
         with trio.fail_after(PATIENCE_S):
             await late.chain.wait_height(200)
-            while asked["liar"] and late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
-                await trio.sleep(0.01)
+            await until(lambda: not asked["liar"] or late.peers.get(key(66).node_id) is None, within_s=PATIENCE_S)
         assert late.chain.head.state_root == one.chain.head.state_root
     assert asked["a"] > 0
     assert asked["b"] > 0
@@ -238,8 +163,7 @@ async def test_a_liar_in_sync_is_cut_off_and_not_believed(tmp_path: Path) -> Non
             session = await liar.connect(late.address, None, timeout_s=5)
             await session.notify("chain.status", {"height": 1_000})
             await asked.wait()
-            while late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
-                await trio.sleep(0.01)
+            await until(lambda: late.peers.get(key(66).node_id) is None, within_s=PATIENCE_S)
         assert late.chain.height == 0
         async with run_chain(tmp_path / "a", key(1)) as full:
             await late.dial(full)
@@ -265,8 +189,7 @@ async def test_good_blocks_before_a_bad_one_are_kept(tmp_path: Path) -> None:
         await session.notify("chain.status", {"height": 1_000})
         with trio.fail_after(PATIENCE_S):
             await late.chain.wait_height(2)
-            while late.peers.get(key(66).node_id) is not None:  # noqa: ASYNC110  # sessions end without an event
-                await trio.sleep(0.01)
+            await until(lambda: late.peers.get(key(66).node_id) is None, within_s=PATIENCE_S)
         assert late.chain.height == 2
 
 
@@ -301,9 +224,7 @@ async def test_transactions_that_come_too_late_do_not_count_against_their_bearer
             await session.notify("chain.transactions", [encode_record(stale)])
         good = signed(one.chain.head, key(3), Transfer(to=key(9).public_key, amount=1))
         await session.notify("chain.transactions", [encode_record(good)])
-        with trio.fail_after(PATIENCE_S):
-            while good not in one.chain.mempool:  # noqa: ASYNC110  # the pool signals nobody
-                await trio.sleep(0.01)
+        await until(lambda: good in one.chain.mempool, within_s=PATIENCE_S)
         assert one.peers.get(key(66).node_id) is not None
 
 
@@ -325,9 +246,9 @@ async def test_early_messages_of_strangers_are_not_kept(tmp_path: Path) -> None:
         flood = [vote(key(2), number) for number in range(MAX_EARLY_MESSAGES)]
         for message in (*flood, vote(key(1), 7)):
             await session.notify("chain.vote", encode_record(message))
-        with trio.fail_after(PATIENCE_S):
-            while vote(key(1), 7) not in [heard.message for heard in one.chain._hearing.early]:  # noqa: ASYNC110  # nothing signals what is kept
-                await trio.sleep(0.01)
+        await until(
+            lambda: vote(key(1), 7) in [heard.message for heard in one.chain._hearing.early], within_s=PATIENCE_S
+        )
         kept = [heard.message for heard in one.chain._hearing.early]
         assert kept == [*flood[:MAX_EARLY_EACH], vote(key(1), 7)]
         assert one.peers.counters.notices_refused == 1
@@ -353,9 +274,7 @@ async def test_what_no_honest_peer_passes_on_is_charged_to_its_bearer(tmp_path: 
         stranger = sign_vote(key(77), network_id, VoteKind.PREVOTE, 1, 0, NO_BLOCK)
         for method, message in (("vote", stranger), ("proposal", forged), ("proposal", mixed), ("proposal", good)):
             await session.notify(f"chain.{method}", encode_record(message))
-        with trio.fail_after(PATIENCE_S):
-            while not one.chain._rounds.proposals:  # noqa: ASYNC110  # nothing signals what is heard
-                await trio.sleep(0.01)
+        await until(lambda: one.chain._rounds.proposals, within_s=PATIENCE_S)
         assert one.chain._rounds.proposals == {0: good}
         assert one.peers.counters.notices_refused == 3
 
@@ -452,28 +371,6 @@ async def test_a_claim_that_was_forgotten_is_heard_again(tmp_path: Path) -> None
         assert asked == 2
 
 
-class Listening:
-    """A session that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.node_id = key(66).node_id
-        self.told: dict[str, object] = {}
-        self.is_done = trio.Event()
-
-    async def notify(self, method: str, body: object = None, *, priority: Priority) -> None:
-        self.told[method] = body
-        if method == "chain.transactions":
-            self.is_done.set()
-
-    async def call(
-        self, method: str, body: object = None, *, deadline_s: float, max_answer_bytes: int | None = None
-    ) -> Reply:
-        raise AssertionError("a greeting asks nothing")
-
-    def drop(self) -> None:
-        raise AssertionError("a greeting drops nobody")
-
-
 async def test_a_greeting_tells_what_waits(tmp_path: Path) -> None:
     """A new peer hears how far we are, what we hold of the height under way, and of all waiting transactions."""
     async with run_chain(tmp_path / "a", key(50)) as one:
@@ -535,8 +432,7 @@ async def test_who_asks_again_and_again_is_answered_now_and_then(tmp_path: Path)
         run_liar({**DEAF, "chain.vote": count, "chain.status": note_status}) as (peer, _),
     ):
         with trio.fail_after(PATIENCE_S):
-            while not one.chain._rounds.news()[1]:  # noqa: ASYNC110  # its own vote, with no event
-                await trio.sleep(0.01)
+            await until(lambda: one.chain._rounds.news()[1], within_s=PATIENCE_S)
             session = await peer.connect(one.address, None, timeout_s=5)
             began_s = trio.current_time()
             for _ in range(100):
@@ -546,13 +442,6 @@ async def test_who_asks_again_and_again_is_answered_now_and_then(tmp_path: Path)
             await is_over.wait()
             pauses = (trio.current_time() - began_s) / ANSWER_PAUSE_S
         assert answers <= (pauses + 2) * len(one.chain._rounds.news()[1])
-
-
-class Nobody:
-    """No sessions at all."""
-
-    def connected(self) -> list[Listening]:
-        return []
 
 
 async def test_an_early_date_takes_no_pause_away(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
