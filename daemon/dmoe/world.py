@@ -188,10 +188,9 @@ class World:
             return await runtime.forward(
                 asked.expert, asked.inputs, caller=b"caller", stake_share=1.0, deadline=deadline
             )
-        learned = await runtime.backward(
+        return await runtime.backward(
             asked.expert, asked.inputs, asked.gradients, caller=b"caller", stake_share=1.0, deadline=deadline
         )
-        return learned.gradients
 
     @staticmethod
     async def _serve(server: Server, task_status: trio.TaskStatus[None]) -> None:
