@@ -15,6 +15,7 @@ from moed.protocol.identity import Identity
 from moed.protocol.records import DeviceSummary, PeerRecord, TopicEntry, key_of_topic, sign_record
 from support.datagram_network import DatagramNetwork
 from support.dht_nodes import EPOCH_S, NETWORK_ID, VirtualNodes, loopback_nodes
+from support.peering import until
 
 MINERS = 3_523
 INSTITUTIONS = 3
@@ -39,9 +40,8 @@ async def test_t1_machines_of_several_institutions_form_one_pool() -> None:
         for institution in owned:
             for node in institution[1:]:
                 await node.dht.join([institution[0].address])
-        with trio.fail_after(30):  # a contact counts once it has answered, which nothing waits for
-            while not all(len(node.dht.contacts()) == EACH - 1 for node in nodes):  # noqa: ASYNC110  # no event says it
-                await trio.sleep(0.02)
+        # a contact counts once it has answered, which nothing waits for
+        await until(lambda: all(len(node.dht.contacts()) == EACH - 1 for node in nodes), within_s=30)
         for institution, door in zip(owned[1:], owned, strict=False):
             await institution[0].dht.join([door[0].address])
         for number, institution in enumerate(owned):
