@@ -15,7 +15,7 @@ def status_parts(status: Mapping[str, Any]) -> list[Table | Mapping[str, str]]:
     name = status.get("network_name")
     chain = f"height {status['height']}"
     if "epoch" in status:
-        chain += f", epoch {status['epoch']}"
+        chain += f", {status['epoch']} epochs ended"
     uid = "" if status["uid"] is None else f", uid {status['uid']}"
     return [
         {

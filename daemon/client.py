@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 30.0
 MAX_ANSWER_BYTES = 64 << 20
 OK = 200
+START_REMEDY = "start one with: moed run --home DIR, or name another with --home or --socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,16 @@ class Client:
     Every method raises `DaemonUnreachable` where no daemon answers, and `DaemonRefused` where it says no.
     """
 
-    def __init__(self, socket_path: Path, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        """``timeout_s`` bounds each wait for the daemon's next bytes, not for a stream's next event."""
+    def __init__(
+        self, socket_path: Path, *, timeout_s: float = ANSWER_TIMEOUT_S, start_remedy: str = START_REMEDY
+    ) -> None:
+        """``timeout_s`` bounds each wait for the daemon's next bytes, not for a stream's next event.
+
+        ``start_remedy`` is what to do where no daemon answers.
+        """
         self.socket_path = socket_path
         self.timeout_s = timeout_s
+        self._start_remedy = start_remedy
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         """The JSON at ``path``."""
@@ -141,10 +148,7 @@ class Client:
             return self._strange(f"what answers is no moed daemon: HTTP status {status}")
 
     def _unreachable(self, reason: str) -> DaemonUnreachable:
-        return DaemonUnreachable(
-            f"no daemon answers on {self.socket_path}: {reason}",
-            "start one with: moed run, or name another with --home or --socket",
-        )
+        return DaemonUnreachable(f"no daemon answers on {self.socket_path}: {reason}", self._start_remedy)
 
     def _strange(self, reason: str) -> DaemonUnreachable:
         return DaemonUnreachable(f"{self.socket_path}: {reason}", "check what listens there")

@@ -154,12 +154,11 @@ def lookup(target: Target, node_id: str, as_json: bool) -> None:
 def doctor(target: Target, as_json: bool) -> None:
     """Ask peers where they see this node and whether they can dial it back, over UDP and TCP.
 
-    Exits with 1 if the node knows nobody or cannot be dialled.
+    Exits with 1 where a finding is an error: no bootstrap answers, peers cannot dial this node, and the like.
     """
     answer = target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/doctor")
     emit(answer, as_json, "doctor")
-    is_wrong = any(one["severity"] == "error" for one in answer["findings"])
-    if is_wrong or not answer["contacts"] or answer["udp"] is False or answer["tcp"] is False:
+    if any(one["severity"] == "error" for one in answer["findings"]):
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
@@ -303,7 +302,7 @@ def run(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.UsageError as error:
-        error.show()
+        _with_place(error).show()
         return EXIT_USAGE
     except NodeError as error:
         click.echo(f"moectl: {error}", err=True)
@@ -315,6 +314,15 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     return EXIT_DONE
+
+
+def _with_place(error: click.UsageError) -> click.UsageError:
+    """``error``; where an option of `moectl` itself stands behind the verb, with the place where it belongs."""
+    if not isinstance(error, click.NoSuchOption) or error.option_name not in {"--home", "--socket"}:
+        return error
+    verb = error.ctx.command_path.partition(" ")[2] if error.ctx is not None else "VERB"
+    name = error.option_name
+    return click.UsageError(f"{name} stands before the verb: moectl {name} PATH {verb} …", error.ctx)
 
 
 if __name__ == "__main__":

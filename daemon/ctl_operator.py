@@ -95,6 +95,7 @@ def wait(target: Target, state: str, timeout_s: float, as_json: bool) -> None:
     from .errors import DaemonUnreachable
 
     deadline = time.monotonic() + timeout_s
+    missing = ""
     while True:
         status: dict[str, Any] | None = None
         try:
@@ -102,13 +103,13 @@ def wait(target: Target, state: str, timeout_s: float, as_json: bool) -> None:
             if status is not None and status[state]:
                 emit(status, as_json, "status")
                 return
-        except DaemonUnreachable:
-            status = None
+        except DaemonUnreachable as error:
+            status, missing = None, str(error)
         if time.monotonic() >= deadline:
             break
         time.sleep(min(WAIT_PAUSE_S, max(deadline - time.monotonic(), 0)))
     if status is None:
-        click.echo(f"moectl: no daemon came within {timeout_s:g} s", err=True)
+        click.echo(f"moectl: no daemon came within {timeout_s:g} s: {missing}", err=True)
         raise click.exceptions.Exit(EXIT_NO_DAEMON)
     click.echo(f"moectl: not {state} within {timeout_s:g} s ({_stand(status)})", err=True)
     raise click.exceptions.Exit(EXIT_FAILED)

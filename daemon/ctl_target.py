@@ -26,11 +26,24 @@ class Target(NamedTuple):
 
     def client(self, timeout_s: float | None = None) -> Client:
         """A client of that daemon's socket."""
-        from .client import Client  # --help needs no HTTP
+        from .client import ANSWER_TIMEOUT_S, Client  # --help needs no HTTP
         from .places import find_socket
 
         path = find_socket(self.home, self.socket)
-        return Client(path) if timeout_s is None else Client(path, timeout_s=timeout_s)
+        timeout_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
+        return Client(path, timeout_s=timeout_s, start_remedy=self._start_remedy(path))
+
+    def _start_remedy(self, path: Path) -> str:
+        """What to do where nobody answers on ``path``: in the words of who named the daemon, or named none."""
+        from .client import START_REMEDY
+        from .places import default_sockets
+
+        if self.home is not None:
+            return f"start it with: moed run --home {self.home}"
+        places = default_sockets()
+        if self.socket is not None or path not in places:
+            return START_REMEDY
+        return f"{START_REMEDY}; looked in {', '.join(map(str, places))}"
 
 
 def in_batches(client: Client, path: str, query: Mapping[str, Any], field: str) -> Iterator[dict[str, Any]]:

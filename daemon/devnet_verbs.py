@@ -116,7 +116,8 @@ def devnet_down(folder: Path) -> None:
     if not network.load():
         click.echo(f"no network was made in {folder}")
         return
+    running = sum(node.is_running() for node in network.nodes)
     complaints = network.stop()
     if complaints:
         raise DevnetFailed("; ".join(complaints), f"read the logs under {folder}")
-    click.echo(f"{len(network.nodes)} nodes stopped")
+    click.echo(f"{running} nodes stopped" if running else f"no network runs in {folder}")

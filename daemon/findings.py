@@ -81,12 +81,15 @@ def _check_key(home: Home) -> Iterator[Finding]:
 def _check_chain(home: Home) -> Iterator[Finding]:
     """Genesis and database, which is only read: a daemon may be writing it."""
     damaged = "restore it from a backup, or sync a new home"
+    is_writable = os.access(home.folder, os.W_OK) and not _is_read_only(home.folder)
     try:
         genesis = home.load_genesis()
         if not home.database.exists():
             return
-        # A file on a read-only disk can only be read as one that nobody writes.
-        mode = "mode=ro" if os.access(home.folder, os.W_OK) and not _is_read_only(home.folder) else "immutable=1"
+        # Where nothing can be written a file can only be read as one that nobody writes. One whose last blocks are in
+        # its write-ahead log would look damaged so: it is read with the log, which lies beside it.
+        has_log = home.database.with_name(f"{home.database.name}-wal").exists()
+        mode = "mode=ro" if is_writable or has_log else "immutable=1"
         with closing(sqlite3.connect(f"{home.database.absolute().as_uri()}?{mode}", uri=True)) as db:
             problems = [str(row[0]) for row in db.execute("PRAGMA quick_check(1)")]
             stored = db.execute("SELECT value FROM meta WHERE name = 'network_id'").fetchone()
@@ -100,6 +103,8 @@ def _check_chain(home: Home) -> Iterator[Finding]:
     except NodeError as error:
         yield of_error(error)
     except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError) and not is_writable:
+            return  # it cannot be opened here, which says nothing of what is in it; `_check_disk` names the folder
         yield of_error(StoreCorrupt(f"{home.database} is damaged ({error})", damaged))
 
 

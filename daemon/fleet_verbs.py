@@ -63,7 +63,9 @@ def read_fleet(file: Path) -> list[dict[str, str]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ChainFileError(f"cannot read {file}: {error}", "name a text file with a device on each line") from error
+        raise ChainFileError(
+            f"cannot read {file}: {getattr(error, 'strerror', error)}", "name a text file with a device on each line"
+        ) from error
     devices: dict[str, dict[str, str]] = {}
     for number, line in enumerate(lines, start=1):
         words = line.split(maxsplit=2)

@@ -80,7 +80,10 @@ class ForwardedMixture:
             except (CallError, RemoteProtocolError) as error:
                 logger.info("mixture.forward_failed", peer=peer.node_id.hex(), reason=str(error))
         raise ControlRefused(
-            503, "no_validator", "no validator is reachable that could answer", "wait until this node has peers"
+            503,
+            "no_validator",
+            "no validator is reachable that could answer",
+            "the network needs a validator and miners; `moectl peers` shows who is there",
         )
 
     async def losses(self) -> dict[str, Any]:

@@ -154,9 +154,12 @@ def initialise(
             "give the genesis file of that network: --genesis FILE",
         )
     home = Home(places.expand(folder).absolute())
-    for path in (home.config, home.key, home.genesis):
-        if path.exists():
-            raise ConfigError(f"{path} exists already", "use it as it is, or choose another --home")
+    try:
+        taken = [path for path in (home.config, home.key, home.genesis) if path.exists()]
+    except OSError as error:
+        raise ConfigError(f"cannot look into {home.folder}: {error.strerror}", "choose another --home") from error
+    if taken:
+        raise ConfigError(f"{taken[0]} exists already", "use it as it is, or choose another --home")
     genesis = read_genesis(genesis_file) if genesis_file is not None else None
     try:
         home.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

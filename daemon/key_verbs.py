@@ -50,7 +50,9 @@ def _passphrase(file: Path | None, *, is_new: bool) -> str:
         with file.open("rb") as opened:
             text = opened.read(MAX_PASSPHRASE_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise KeyFileError(f"cannot read {file}: {error}", "name a text file with the passphrase") from error
+        raise KeyFileError(
+            f"cannot read {file}: {getattr(error, 'strerror', error)}", "name a text file with the passphrase"
+        ) from error
     return text.splitlines()[0] if text else ""
 
 

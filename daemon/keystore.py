@@ -13,6 +13,7 @@ from pathlib import Path
 from moed.protocol.identity import SEED_BYTES, Identity
 
 from .errors import AlreadyRunning, KeyFileError
+from .places import CONFIG_FILE
 
 
 def create_identity(path: Path) -> Identity:
@@ -85,12 +86,19 @@ def hold_identity(path: Path) -> Iterator[Identity]:
         os.close(descriptor)
 
 
+def _remedy_of_no_key(home: Path) -> str:
+    if not (home / CONFIG_FILE).exists():
+        return f"make one with: moed init --home {home}"
+    # `moed init` refuses a home that has a configuration
+    return f"bring its copy back: moed keys restore COPY --home {home}; without one, moed init makes another home"
+
+
 def _open_key(path: Path) -> int:
     try:
         # Without O_NONBLOCK a named pipe in the key's place would hang the start.
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise KeyFileError(f"there is no key {path}", f"make one with: moed init --home {path.parent}") from None
+        raise KeyFileError(f"there is no key {path}", _remedy_of_no_key(path.parent)) from None
     except OSError as error:
         raise KeyFileError(f"cannot read {path}: {error.strerror}", "check its owner and mode") from error
 

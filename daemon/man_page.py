@@ -9,6 +9,8 @@ import click
 
 from moed import __version__
 
+from .errors import EXIT_USAGE
+
 _SECTION_HEADS = {
     "EXIT STATUS": "0 done, 1 it failed or the daemon refused, 2 no daemon there, 3 wrong usage or configuration.",
     "FILES": "DIR/config.toml the configuration, DIR/work.key the key, DIR/genesis.json the network, DIR/chain.db the "
@@ -77,8 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     from .cli import moed
     from .ctl import moectl
 
-    (name,) = sys.argv[1:] if arguments is None else arguments
-    print(man_page({"moed": moed, "moectl": moectl}[name], name), end="")
+    pages = {"moed": moed, "moectl": moectl}
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1 or given[0] not in pages:
+        print(f"usage: python -m moed.daemon.man_page {'|'.join(pages)}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    print(man_page(pages[given[0]], given[0]), end="")
 
 
 if __name__ == "__main__":

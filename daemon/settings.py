@@ -7,6 +7,7 @@ waiting for the next start. A file that is wrong changes nothing.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .errors import ConfigError
 from .places import CONFIG_FILE
 
 logger = structlog.get_logger()
+
+_KEYS = frozenset(f"{name}.{field}" for name, kind in PLAIN_SECTIONS for field in kind.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,10 @@ class Settings:
 
     def change(self, key: str, value: Any) -> None:
         """Let ``key`` be ``value`` until the next reload or start. Raises `ConfigError`."""
+        if key not in LIVE_KEYS and key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else "`moectl config show` lists them"
+            raise ConfigError(f"unknown key {key}", remedy)
         if key not in LIVE_KEYS:
             raise ConfigError(
                 f"{key} cannot change while the daemon runs", f"use one of {', '.join(sorted(LIVE_KEYS))}, or restart"

@@ -66,13 +66,20 @@ def body_from_fields(kind: str, fields: Mapping[str, Any]) -> Body:
     if kind not in KINDS:
         raise ChainFileError(f"{kind!r} is no kind of transaction", f"it is one of: {', '.join(sorted(KINDS))}")
     try:
-        plain = {name: bytes.fromhex(value) if name in _BYTES else value for name, value in fields.items()}
+        plain = {name: _from_hex(name, value) if name in _BYTES else value for name, value in fields.items()}
         body: Body = msgspec.convert({"type": kind, **plain}, Body, strict=True, builtin_types=(bytes,))
     except (ProtocolError, msgspec.ValidationError, ValueError, TypeError) as error:
         raise ChainFileError(
             f"no {kind} can be made of this: {error}", "see `moectl tx --help` for its fields"
         ) from error
     return body
+
+
+def _from_hex(name: str, value: Any) -> bytes:
+    try:
+        return bytes.fromhex(value)
+    except (ValueError, TypeError):
+        raise Malformed(f"{name}={value} is not in hexadecimal digits") from None
 
 
 def body_of(file: TransactionFile) -> Body:

@@ -245,7 +245,9 @@ class NodeView:
     async def why_reward(self, *, uid: int, epoch: int | None) -> dict[str, Any]:
         last = read_totals(self._chain.head.state).epoch
         if last == 0:
-            raise ControlRefused(404, "no_epoch", "no epoch has ended yet", "wait for one (see `moectl status`)")
+            raise ControlRefused(
+                404, "no_epoch", "no epoch has ended yet", "wait for the first; `moectl status` shows the height"
+            )
         number = last if epoch is None else epoch
         inputs = await self._chain.read(self._store.epoch_inputs, number)
         if inputs is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -36,6 +37,10 @@ logger = structlog.get_logger()
 # Names that a client of this socket may put into Host; a browser can be brought here only under another one.
 LOCAL_HOSTS = frozenset({"", "localhost", "moed", "moed.sock", "127.0.0.1", "[::1]"})
 MAX_QUERY_FIELDS = 32
+# msgspec's words for bounds, which people would have to know Python for
+_HEX_PATTERN = re.compile(r"str matching regex '\^\[0-9a-f\]\{(\d+)\}\$'")
+_STR_LENGTH = re.compile(r"str of length (>=|<=) (\d+)")
+_BOUND_WORDS = {">=": "at least", "<=": "at most"}
 _BROWSER_HEADERS = ("origin", "referer", "sec-fetch-site")
 
 
@@ -179,6 +184,8 @@ def _question(route: Route, head: Head, body: bytes) -> msgspec.Struct:
 def _field_words(problem: str) -> str:
     """What is wrong with a question, the field first."""
     what, _, place = problem.replace("`", "").partition(" - at ")
+    what = _HEX_PATTERN.sub(r"\1 hexadecimal digits", what)
+    what = _STR_LENGTH.sub(lambda found: f"{_BOUND_WORDS[found[1]]} {found[2]} characters", what)
     return f"{place.removeprefix('$.')}: {what[:1].lower()}{what[1:]}" if place else what
 
 

@@ -172,7 +172,8 @@ def test_waiting_ends_by_what_it_finds(home: Path, tmp_path: Path) -> None:
     done = moectl("--home", str(home), "wait", "--for", "synced", "--json")
     assert (done.returncode, json.loads(done.stdout)["synced"]) == (0, True)
     none = moectl("--home", str(tmp_path), "wait", "--timeout", "0.2")
-    assert (none.returncode, none.stderr) == (2, "moectl: no daemon came within 0.2 s\n")
+    told = f"moectl: no daemon came within 0.2 s: no daemon answers on {tmp_path}/moed.sock: No such file or directory"
+    assert (none.returncode, none.stderr) == (2, f"{told} (start it with: moed run --home {tmp_path})\n")
 
 
 def test_settings_change_live_and_go_back(home: Path) -> None:
@@ -183,9 +184,13 @@ def test_settings_change_live_and_go_back(home: Path) -> None:
     shown = moectl("--home", str(home), "config", "set", "limits.disk_mib", "none").stdout.splitlines()
     assert [line.split()[:2] for line in shown[2:]] == [["limits.disk_mib", "null"]]
     short = moectl("--home", str(home), "route", "x")
-    assert (short.returncode, "text: expected str of length >= 2" in short.stderr) == (1, True)
+    assert (short.returncode, "text: expected at least 2 characters" in short.stderr) == (1, True)
     refused = moectl("--home", str(home), "config", "set", "node.port", "1")
     assert (refused.returncode, "cannot change" in refused.stderr) == (1, True)
+    unknown = moectl("--home", str(home), "config", "set", "log.levl", "debug")
+    assert (unknown.returncode, unknown.stderr) == (1, "moectl: unknown key log.levl (did you mean log.level?)\n")
+    owner = moectl("--home", str(home), "capacity", "--owner", "zz")
+    assert (owner.returncode, "owner: expected 64 hexadecimal digits" in owner.stderr) == (1, True)
     for endless in ("1e999", "-inf", "nan"):
         refused = moectl("--home", str(home), "config", "set", "--", "node.grace_s", endless)
         assert (refused.returncode, f"'{endless}' is not possible (use 0 to 60)" in refused.stderr) == (1, True)
@@ -344,6 +349,15 @@ def test_no_daemon_exits_with_2(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"moectl: no daemon answers on {path}: {reason} (start one")
         assert done.stderr.count("\n") == 1
+    nowhere = moectl("status", MOED_SOCKET="", XDG_RUNTIME_DIR=str(tmp_path), HOME=str(tmp_path))
+    assert nowhere.returncode == 2
+    assert f"looked in /run/moed/moed.sock, {tmp_path}/moed/moed.sock, {tmp_path}/.moed/moed.sock)" in nowhere.stderr
+
+
+def test_an_option_behind_the_verb_is_told_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """--home and --socket belong to `moectl`, not to its verbs."""
+    assert ctl.run(["dht", "table", "--home", "/a"]) == 3
+    assert "--home stands before the verb: moectl --home PATH dht table …" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

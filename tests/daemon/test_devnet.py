@@ -6,8 +6,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from moed.daemon.devnet import STAKE, Devnet, stakes_of
+from moed.daemon.devnet_verbs import devnet
 from moed.daemon.errors import ConfigError
 from moed.daemon.ports import free_ports
 
@@ -31,6 +33,13 @@ def test_an_old_network_makes_room_for_a_new_one(tmp_path: Path) -> None:
     assert [node.name for node in Devnet(tmp_path).load()] == ["validator-0"]
     assert again.nodes[0].home.key.read_bytes() != key
     assert not (tmp_path / "validator-1").exists()
+
+
+def test_down_says_that_nothing_runs(tmp_path: Path) -> None:
+    """A second `moed devnet down` claims no stop."""
+    Devnet(tmp_path).create(validators=1, miners=0)
+    told = CliRunner().invoke(devnet, ["down", "--folder", str(tmp_path)])
+    assert (told.exit_code, told.output) == (0, f"no network runs in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("validators", [1, 2, 3, 7])

@@ -61,6 +61,14 @@ def test_a_missing_key_says_how_to_make_one(tmp_path: Path) -> None:
     assert caught.value.remedy == f"make one with: moed init --home {tmp_path}"
 
 
+def test_a_key_that_a_home_has_lost_is_not_made_anew(tmp_path: Path) -> None:
+    """`moed init` refuses a home with a configuration, so the remedy is the key's copy."""
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(KeyFileError) as caught:
+        load_identity(tmp_path / "work.key")
+    assert f"moed keys restore COPY --home {tmp_path}" in caught.value.remedy
+
+
 @pytest.mark.parametrize("size", [0, 31, 33, 5000])
 def test_a_file_of_another_size_is_no_key(tmp_path: Path, size: int) -> None:
     """A cut or foreign file is never used as a seed."""

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 from moed.consensus.state import read_account
 from moed.daemon.client import Client
 from moed.daemon.ctl import moectl
-from moed.daemon.errors import DaemonRefused
+from moed.daemon.errors import ChainFileError, DaemonRefused
+from moed.daemon.fleet_verbs import read_fleet
 from moed.daemon.transaction_files import read_file, sign_file, write_file
 from support.chains import key
 from support.control_plane import SmallNode, daemon_thread
@@ -103,6 +104,22 @@ def test_a_transaction_is_built_signed_elsewhere_and_submitted(node: SmallNode, 
     with pytest.raises(DaemonRefused) as again:  # it applies once
         CliRunner().invoke(moectl, ["--home", str(tmp_path), "tx", "submit", str(path)], catch_exceptions=False)
     assert again.value.code == "wrong_nonce"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("stake", "add", "5", "--to", "zz"), ("tx", "send", "transfer", "to=zz", "amount=1")]
+)
+def test_a_key_that_is_none_is_named(node: SmallNode, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """With its field, and not in Python's words."""
+    with pytest.raises(DaemonRefused, match="to=zz is not in hexadecimal digits"):
+        CliRunner().invoke(moectl, ["--home", str(tmp_path), *arguments], catch_exceptions=False)
+
+
+def test_a_fleets_file_that_is_missing_is_named_once(tmp_path: Path) -> None:
+    """The complaint is the system's reason, not the name again."""
+    with pytest.raises(ChainFileError) as caught:
+        read_fleet(tmp_path / "none.txt")
+    assert caught.value.message == f"cannot read {tmp_path}/none.txt: No such file or directory"
 
 
 @pytest.mark.parametrize("amount", ["0", "-1", "1e-10", "nan", "inf", "1e30", "much"])

@@ -15,7 +15,7 @@ import pytest
 
 from moed.daemon.cli import moed
 from moed.daemon.ctl import moectl
-from moed.daemon.man_page import man_page
+from moed.daemon.man_page import main, man_page
 from support.daemons import ENVIRONMENT, ROOT, Daemon, make_network, running
 
 PAGES = ("operator.md", "application.md")
@@ -23,8 +23,6 @@ PAGES_OF_A_NETWORK = ("validator.md", "miner.md")
 """What these show needs miners, validators and credit: the tests of the network run it; here it is only read."""
 NEEDS_A_MODEL = ("/v1/completions",)
 NEEDS_AN_EPOCH = ("why reward",)
-NOT_SOUND = ("moectl doctor",)
-"""A node that is alone in its network knows nobody, and its doctor says so."""
 
 
 def commands(pages: tuple[str, ...]) -> list[str]:
@@ -67,7 +65,7 @@ def test_a_documented_command_works(daemon: Daemon, command: str, tmp_path: Path
     line = command.replace("~/.moed", str(daemon.home.folder))
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path)
     assert "Traceback" not in done.stderr
-    if any(word in command for word in (*NEEDS_AN_EPOCH, *NOT_SOUND)):
+    if any(word in command for word in NEEDS_AN_EPOCH):
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout + done.stderr
     elif any(word in command for word in NEEDS_A_MODEL):
@@ -99,3 +97,12 @@ def test_the_manual_has_every_verb(group: click.Group, name: str) -> None:
     macros = {line.split()[0] for line in page.splitlines() if line.startswith((".", "'"))}
     assert page.isascii()
     assert macros <= {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".nf", ".fi"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["mode"], ["moed", "moectl"]])
+def test_a_manual_of_nothing_is_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what it takes."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 3
+    assert "man_page moed|moectl" in capsys.readouterr().err

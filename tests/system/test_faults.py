@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,19 @@ def test_a_fault_of_the_disk_has_its_code_everywhere(name: str, home: Home) -> N
         return shell(f"exec unshare --mount sh -c '{line} && exec {MOED} {command} --home {mounted}'")
 
     check(code, inside("run"), inside("doctor --json"))
+
+
+@needs_mounts
+def test_a_database_in_use_that_cannot_be_written_is_not_called_damaged(home: Home) -> None:
+    """Its newest blocks are in the log beside it, and one without them has no table yet."""
+    home.database.unlink()
+    mounted = home.folder.parent / "mounted"
+    mounted.mkdir(mode=0o700)
+    line = MOUNTED_FAULTS["read-only data folder"][0].format(home=home.folder, mounted=mounted)
+    with closing(Store(home.database, home.load_genesis())):
+        doctor = shell(f"exec unshare --mount sh -c '{line} && exec {MOED} doctor --json --home {mounted}'")
+    codes = [finding["code"] for finding in json.loads(doctor.stdout)["findings"]]
+    assert ("store_failed" in codes, "store_corrupt" in codes) == (True, False)
 
 
 def test_a_sound_home_has_no_findings(home: Home) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from moed.daemon.home import Home
+from moed.daemon.errors import ConfigError
+from moed.daemon.home import Home, initialise
 from moed.daemon.ports import free_ports
 from moed.daemon.store import Store
 from support.daemons import make_network, run_moed
+
+NOBODY = 65534
 
 
 def break_value(home: Home) -> None:
@@ -124,6 +128,19 @@ def test_a_home_is_never_made_twice(tmp_path: Path) -> None:
     assert again.returncode == 3
     assert "exists already" in again.stderr
     assert Home(home).key.read_bytes() == key
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
+def test_a_home_where_one_may_not_look_is_named(tmp_path: Path) -> None:
+    """As by a user who has forgotten sudo; it was a traceback."""
+    tmp_path.chmod(0o700)
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(ConfigError, match="Permission denied") as caught:
+            initialise(tmp_path / "home", role="miner")
+    finally:
+        os.seteuid(0)
+    assert (caught.value.exit_code, str(tmp_path / "home") in str(caught.value)) == (3, True)
 
 
 @pytest.mark.parametrize("arguments", [["init"], ["run", "--home"], ["frobnicate"], ["run", "--home", "x", "--nope"]])
