@@ -250,7 +250,10 @@ def _own_module(spec: ExpertSpec) -> nn.Module:
         raise ModelRefused(
             f"expert {spec.name!r}: factory {spec.factory!r} is not an importable 'pkg.mod:make': {error}"
         ) from error
-    module = make(**spec.options)
+    try:
+        module = make(**spec.options)
+    except TypeError as error:  # options that it does not take, most likely
+        raise ModelRefused(f"expert {spec.name!r}: factory {spec.factory!r}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelRefused(
             f"expert {spec.name!r}: factory {spec.factory!r} made a {type(module).__name__}, not a torch Module"

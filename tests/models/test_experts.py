@@ -106,3 +106,10 @@ def test_transformer_refuses_rows_beyond_its_context() -> None:
     module = build_expert(spec("transformer"), seed=0).module
     with pytest.raises(ShapeMismatch, match="41 bytes exceed"):
         module(torch.zeros(1, 41, dtype=torch.uint8))
+
+
+def test_options_that_a_factory_does_not_take_are_refused() -> None:
+    """As those of a built-in model are, by the expert's name and the factory's own words."""
+    own = ExpertSpec(name="own", factory="torch.nn:Linear", options={"wide": 3})
+    with pytest.raises(ModelRefused, match=r"'own': factory 'torch.nn:Linear': .*'wide'"):
+        build_expert(own, seed=1)
