@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ from moed.protocol.identity import NodeId
 from .chain import Chain
 from .discovery import Discovery
 from .network.errors import CallError
-from .network.peers import Peers
+from .network.peers import Peer, Peers
 
 logger = structlog.get_logger()
 
 EXPERT_KIND = "text.next"
 ANSWER_DEADLINE_S = 10.0
+MAX_PARTS = 16
+"""A miner that takes fewer rows at once than we have is asked in parts, but no more than these."""
 
 Tokens = npt.NDArray[np.uint8]
 
@@ -36,6 +38,7 @@ class Candidate:
     node_id: NodeId
     public_key: bytes
     expert: str
+    max_rows: int
     registered_block: int
 
 
@@ -68,9 +71,11 @@ class Panel:
             # a record that another key signed cannot speak for this uid
             if known is None or known.record.owner != neuron.key:
                 continue
-            names = [expert.name for expert in known.record.experts if expert.kind == EXPERT_KIND]
-            if names:
-                found[neuron.uid] = Candidate(neuron.uid, neuron.node_id, neuron.key, names[0], neuron.registered_block)
+            served = next((expert for expert in known.record.experts if expert.kind == EXPERT_KIND), None)
+            if served is not None:
+                found[neuron.uid] = Candidate(
+                    neuron.uid, neuron.node_id, neuron.key, served.name, served.batch_limit, neuron.registered_block
+                )
         return found
 
     async def ask(self, rows: Mapping[int, Tokens], deadline_s: float = ANSWER_DEADLINE_S) -> Heard:
@@ -90,21 +95,48 @@ class Panel:
         return heard
 
     async def _ask_one(self, uid: int, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
-        """One miner's log-probabilities for ``tokens``, or None: no answer has no value."""
+        """One miner's log-probabilities for ``tokens``, or None: no answer has no value, nor has a part of one."""
         miner = self.miners.get(uid)
         peer = self._peers.get(miner.node_id) if miner is not None else None
         if miner is None or peer is None:
             return None
-        try:
-            reply = await peer.call(
-                FORWARD,
-                {"expert": miner.expert, "codec": "float16"},
-                [tokens],
-                deadline_s=deadline_s,
-                max_answer_bytes=longest_text_answer(tokens.shape),
-            )
-        except CallError as error:
-            logger.info("validator.no_answer", uid=uid, reason=str(error))
+        rows = max(miner.max_rows, -(-len(tokens) // MAX_PARTS))
+        parts = [tokens[start : start + rows] for start in range(0, len(tokens), rows)]
+        answers: list[npt.NDArray[Any] | None] = [None] * len(parts)
+
+        async def ask(place: int) -> None:
+            answers[place] = await _ask_peer(peer, miner, parts[place], deadline_s)
+
+        async with trio.open_nursery() as nursery:
+            for place in range(len(parts)):
+                nursery.start_soon(ask, place)
+        return _join(parts, answers)
+
+
+async def _ask_peer(peer: Peer, miner: Candidate, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
+    try:
+        reply = await peer.call(
+            FORWARD,
+            {"expert": miner.expert, "codec": "float16"},
+            [tokens],
+            deadline_s=deadline_s,
+            max_answer_bytes=longest_text_answer(tokens.shape),
+        )
+    except CallError as error:
+        logger.info("validator.no_answer", uid=miner.uid, reason=str(error))
+        return None
+    tensors = reply.tensors
+    return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], np.ndarray) else None
+
+
+def _join(parts: Sequence[Tokens], answers: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+    """The answers to all parts as one, or None if one is missing or they are no parts of one answer."""
+    first = answers[0]
+    if first is None or len(parts) == 1:
+        return first
+    whole = []
+    for part, answer in zip(parts, answers, strict=True):
+        if answer is None or answer.dtype != first.dtype or answer.shape != (len(part), *first.shape[1:]):
             return None
-        tensors = reply.tensors
-        return tensors[0] if len(tensors) == 1 and isinstance(tensors[0], np.ndarray) else None
+        whole.append(answer)
+    return np.concatenate(whole)

@@ -66,7 +66,7 @@ class GateMemory:
 def remember(brain: ValidatorBrain, panel: Panel, chain: Chain, keys: Mapping[int, bytes]) -> None:
     """Go on with the miners of before a restart that still hold their places; of the others nothing is kept."""
     panel.miners = {
-        neuron.uid: Candidate(neuron.uid, neuron.node_id, neuron.key, "", neuron.registered_block)
+        neuron.uid: Candidate(neuron.uid, neuron.node_id, neuron.key, "", 1, neuron.registered_block)
         for neuron in read_neurons(chain.head.state)
         if keys.get(neuron.uid) == neuron.key
     }

@@ -101,7 +101,10 @@ def load_lock(factory: str) -> Lock:
         make = getattr(importlib.import_module(where), name)
     except (ImportError, ValueError, AttributeError) as error:
         raise ModelRefused(f"{factory!r} is not an importable 'pkg.mod:make': {error}") from error
-    made = make()
+    try:
+        made = make()
+    except Exception as error:  # the operator's own code, of which we know nothing
+        raise ModelRefused(f"{factory!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, Lock):
         raise ModelRefused(f"{factory!r} made a {type(made).__name__}, which has not all that a lock needs")
     return made

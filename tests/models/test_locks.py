@@ -106,7 +106,12 @@ def test_a_lock_comes_in_by_name() -> None:
     """As the configuration names it; what is no lock is refused with its name."""
     lock = load_lock("support.locks:make_parity")
     assert lock.name == "parity"
-    for wrong in ("support.locks:nothing", "no_such_module:make", "support.locks:make_no_lock"):
+    for wrong in (
+        "support.locks:nothing",
+        "no_such_module:make",
+        "support.locks:make_no_lock",
+        "support.locks:make_trouble",
+    ):
         with pytest.raises(ModelRefused, match=wrong.split(":")[1]):
             load_lock(wrong)
 

@@ -63,3 +63,8 @@ def make_parity() -> Parity:
 def make_no_lock() -> str:
     """Something that is no lock."""
     return "make_no_lock"
+
+
+def make_trouble() -> None:
+    """A factory of the operator's that fails."""
+    raise KeyError("make_trouble")
