@@ -12,6 +12,14 @@ _LEAST_SHOWN = 1e-5  # nothing missing has no place on a logarithmic axis
 _MIXTURE, _OTHER, _ORACLE = "#1f5f8b", "#9aa7b0", "#b3541e"
 
 
+_LABELS = {
+    "mixture": "mixture of two, chosen by the gate",
+    "oracle": "oracle: the kind is told, its best miner answers",
+    "uniform_average": "uniform average of all",
+    "best_single": "best single miner",
+}
+
+
 def plot_mixture(found: Mapping[str, Any], path: Path) -> None:
     """Bars of losses for both casts of miners, the mean over the seeds with their range."""
     figure, axes = new_figure(7, 4.5)
@@ -21,7 +29,7 @@ def plot_mixture(found: Mapping[str, Any], path: Path) -> None:
         for at, (name, colour) in enumerate(zip(names, colours, strict=True)):
             one = found["spread"][f"{cast}: {name}"]
             reach = [[one["mean"] - one["min"]], [one["max"] - one["mean"]]]
-            label = name.replace("_", " ") if not offset else None
+            label = _LABELS[name] if not offset else None
             axes.bar(offset + at, one["mean"], yerr=reach, capsize=3, color=colour, label=label)
             axes.annotate(f"{one['mean']:.2f}", (offset + at, one["max"]), ha="center", va="bottom", fontsize=8)
     axes.set_xticks([1.5, len(names) + 2.5], ["4 specialists", "8 overlapping miners"])
@@ -69,7 +77,8 @@ def plot_distillation(found: Mapping[str, Any], path: Path) -> None:
         for name, student in run["students"].items():
             steps, losses = zip(*student["curve"], strict=True)
             axes.plot(steps, losses, color=colours[name], linewidth=1.2, label=None if number else name)
-        axes.axhline(run["lone_best"], color="0.5", linewidth=0.8, linestyle="--")
+        label = None if number else "the lone student's best"
+        axes.axhline(run["lone_best"], color="0.5", linewidth=0.8, linestyle="--", label=label)
     axes.set_ylim(top=min(5.0, axes.get_ylim()[1]))
     axes.set_xlabel("steps (those of trials that were given up among them)")
     axes.set_ylabel("bits per byte of held-out text")

@@ -9,6 +9,8 @@ import numpy as np
 
 from moed.daemon.experiment_plots import new_figure, save_figure
 
+from .trials import by_delay
+
 _CALM, _HARD = "#1f5f8b", "#b3541e"
 
 
@@ -34,12 +36,20 @@ def plot_dmoe(found: dict[str, Any], path: Path) -> None:
     load.set_xlabel("experts by load")
     load.set_ylabel("load over the mean")
     load.set_title("Load of the experts, last quarter")
-    delays = [1000 * one["mean_delay_s"] for one in found["throughput"]]
-    speed.plot(delays, [one["rows_per_s"] for one in found["throughput"]], "o-", color=_CALM)
+    for crowd, colour in zip(sorted({one["in_flight"] for one in found["throughput"]}), (_CALM, _HARD), strict=False):
+        speeds = [
+            (1000 * delay_s, min(rates), float(np.mean(rates)), max(rates))
+            for of, delay_s, rates, _ in by_delay(found["throughput"])
+            if of == crowd
+        ]
+        delays, least, mean, most = zip(*speeds, strict=True)
+        speed.plot(delays, mean, "o-", color=colour, label=f"{crowd} batches under way")
+        speed.fill_between(delays, least, most, color=colour, alpha=0.2)
+    speed.legend(fontsize=8)
     speed.set_ylim(bottom=0)
     speed.set_xlabel("mean delay of a call (ms)")
     speed.set_ylabel("rows learned from per second")
-    speed.set_title(f"Throughput, {found['throughput'][0]['in_flight']} batches under way")
+    speed.set_title("Throughput (range of seeds)")
     for one in found["deaths"]:
         deaths.plot(*zip(*one["rates"], strict=True), linewidth=1, label=f"seed {one['seed']}")
     deaths.axvline(0, color="0.3", linewidth=0.9, linestyle="--")

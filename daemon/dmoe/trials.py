@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,16 @@ def throughput(delay_s: float, seed: int, *, steps: int, in_flight: int) -> dict
         / sum(len(set(one.picked.flatten().tolist())) for one in outcome.steps),
         "rows_per_s": rows / (outcome.ended_s[end - 1] - outcome.ended_s[start - 1]),
     }
+
+
+def by_delay(runs: Sequence[dict[str, Any]]) -> list[tuple[int, float, list[float], float]]:
+    """Batches under way and mean delay, with the rows a second of every seed, and the share of calls left out."""
+    rows = []
+    for crowd, delay_s in sorted({(one["in_flight"], one["mean_delay_s"]) for one in runs}):
+        same = [one for one in runs if (one["in_flight"], one["mean_delay_s"]) == (crowd, delay_s)]
+        left_out = float(np.mean([one["calls_left_out"] for one in same]))
+        rows.append((crowd, delay_s, [one["rows_per_s"] for one in same], left_out))
+    return rows
 
 
 def die(seed: int, *, steps: int, in_flight: int, share: float = 0.3) -> dict[str, Any]:
