@@ -157,7 +157,7 @@ class ThreadTransport:
         """The thread: whatever ends it before it is up is for `__init__` to raise."""
         try:
             trio.run(self._run)
-        except BaseException as error:
+        except BaseException as error:  # of whatever kind, or the starting thread would wait for ever
             if self._is_up.is_set():
                 raise
             self._failure = error
