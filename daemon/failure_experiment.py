@@ -190,12 +190,13 @@ class _Learner:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """Rows learned from in a second before a kill and after it, as medians of windows of `WINDOW_S`, and how long it
-    took to be at `RECOVERED_SHARE` of the first."""
+    """Rows learned from in a second before a kill and after it, as medians of windows of `WINDOW_S`; how long it took
+    to be at `RECOVERED_SHARE` of the first; and the longest time after it in which no batch ended."""
 
     before: float
     after: float
     recovered_after_s: float
+    longest_pause_s: float
 
 
 def measure_recovery(ended_s: Sequence[float], answered: Sequence[int]) -> Recovery:
@@ -215,8 +216,13 @@ def measure_recovery(ended_s: Sequence[float], answered: Sequence[int]) -> Recov
     after = rates(0.0, times[-1] - times[-1] % WINDOW_S)
     steady = (np.median(after[at : at + STEADY_WINDOWS]) for at in range(len(after) - STEADY_WINDOWS + 1))
     first = next((at for at, rate in enumerate(steady) if rate >= RECOVERED_SHARE * before), math.inf)
+    answered_s = times[rows > 0]
+    pauses_s = np.diff(answered_s, append=times[-1])[answered_s >= answered_s[answered_s < 0].max(initial=-math.inf)]
     return Recovery(
-        before, float(np.median(after[len(after) // 2 :])), (first + STEADY_WINDOWS) * WINDOW_S if first else 0.0
+        before,
+        float(np.median(after[len(after) // 2 :])),
+        (first + STEADY_WINDOWS) * WINDOW_S if first else 0.0,
+        float(pauses_s.max()),
     )
 
 
@@ -233,6 +239,7 @@ def _describe(learner: _Learner, killed_at_s: float, seed: int) -> dict[str, Any
         "rows_without_answer": sum(ROWS - one for one in rows),
         "rows_per_s_before": found.before,
         "rows_per_s_at_the_end": found.after,
+        "longest_pause_s": found.longest_pause_s,
         "loss_first": learner.losses[0],
         "loss_at_the_end": float(np.nanmedian(learner.losses[-20:])),
         "verdict": {
@@ -256,6 +263,7 @@ def failure_tables(found: dict[str, Any]) -> list[Table]:
         ["rows without an answer, each said", str(found["rows_without_answer"])],
         ["rows/s before", f"{found['rows_per_s_before']:.0f}"],
         ["rows/s at the end", f"{found['rows_per_s_at_the_end']:.0f}"],
+        ["longest time without a batch after the kill, s", f"{found['longest_pause_s']:.2f}"],
         ["loss of the first batch", f"{found['loss_first']:.3f}"],
         ["loss at the end", f"{found['loss_at_the_end']:.3f}"],
     ]

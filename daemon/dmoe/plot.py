@@ -74,8 +74,8 @@ def plot_failure(found: dict[str, Any], path: Path) -> None:
     axes.set_xlabel(f"seconds after one of {found['servers']} servers was killed")
     axes.set_ylabel("rows learned from per second")
     axes.set_title(
-        f"Recovered after: {_seconds(found['verdict']['recovered_after_s']['value'])}; rows that were not finite: "
-        f"{found['verdict']['rows_not_finite']['value']}",
+        f"No batch for {found['longest_pause_s']:.1f} s; "
+        f"rows that were not finite: {found['verdict']['rows_not_finite']['value']}",
         fontsize=11,
     )
     axes.grid(alpha=0.25)

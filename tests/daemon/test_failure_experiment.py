@@ -27,12 +27,14 @@ def test_a_gap_is_as_long_as_it_is(silent_s: float) -> None:
     """The time to recovery is that of the gap, give or take the windows by which it is told."""
     found = life(silent_s)
     assert silent_s <= found.recovered_after_s <= silent_s + 2.0
+    assert found.longest_pause_s == pytest.approx(silent_s, abs=2 * BATCH_S)
     assert found.before == pytest.approx(found.after, rel=0.1) == pytest.approx(ROWS / BATCH_S, rel=0.1)
 
 
 def test_what_is_left_of_the_servers_is_enough_and_half_of_it_is_not() -> None:
     """A quarter slower counts as recovered at once, half as fast never does."""
     assert life(0.0, slower=1.25).recovered_after_s == 0.0
+    assert life(0.0, slower=1.25).longest_pause_s == pytest.approx(1.25 * BATCH_S)
     assert life(0.0, slower=2.0).recovered_after_s == float("inf")
 
 
