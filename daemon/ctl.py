@@ -237,14 +237,14 @@ def logs(target: Target, follow: bool, lines: int, since: int | None, level: str
     client = target.client()
     if not follow:
         for answer in in_batches(client, "/v1/logs", query, "lines"):
-            _say_dropped(0 if since is None else answer["dropped"])
+            _say_dropped(answer["dropped"])
             for line in answer["lines"]:
                 _print_log(line, as_json)
         return
     for event in client.stream("GET", "/v1/logs", query={**query, "follow": True}):
         if event.name == "log":
             _print_log(event.data, as_json)
-        elif event.name == "dropped" and since is not None:
+        elif event.name == "dropped":
             _say_dropped(event.data["dropped"])
 
 

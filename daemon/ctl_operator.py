@@ -34,7 +34,7 @@ def events(target: Target, follow: bool, lines: int, since: int | None, names: s
     client = target.client()
     if not follow:
         for answer in in_batches(client, "/v1/events", query, "events"):
-            _say_dropped(0 if since is None else answer["dropped"])
+            _say_dropped(answer["dropped"])
             for event in answer["events"]:
                 _print_event(event, as_json)
         return

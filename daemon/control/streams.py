@@ -21,11 +21,9 @@ async def logs(services: Services, ask: Ask) -> Answer:
     """GET /v1/logs."""
     question: questions.LogsQuestion = ask.question
     ring, level = services.logs.ring, LEVELS[question.level]
-    after = question.since if ask.last_event is None else ask.last_event
-    if question.tail is not None:
-        after = max(after, ring.before_last(question.tail, level=level))
+    after = _start(ring, ask, level, _any_name)
     if question.follow or ask.wants_events:
-        return Events(_follow(ring, after, level, lambda _name: True, "log"), is_endless=True)
+        return Events(_follow(ring, after, level, _any_name, "log"), is_endless=True)
     batch = ring.read(after, level=level, limit=questions.MAX_LOG_LINES)
     lines = [msgspec.Raw(line.json) for line in batch.lines]
     return json_body({"lines": lines, "dropped": batch.dropped, "last": batch.last})
@@ -36,14 +34,28 @@ async def events(services: Services, ask: Ask) -> Answer:
     question: questions.EventsQuestion = ask.question
     ring, level = services.logs.events, LEVELS[question.level]
     is_wanted = _matcher(question.names)
-    after = question.since if ask.last_event is None else ask.last_event
-    if question.tail is not None:
-        after = max(after, ring.before_last(question.tail, level=level, is_wanted=is_wanted))
+    after = _start(ring, ask, level, is_wanted)
     if question.follow or ask.wants_events:
         return Events(_follow(ring, after, level, is_wanted, None), is_endless=True)
     batch = ring.read(after, level=level, limit=questions.MAX_LOG_LINES, is_wanted=is_wanted)
     found = [msgspec.Raw(line.json) for line in batch.lines]
     return json_body({"events": found, "dropped": batch.dropped, "last": batch.last})
+
+
+def _any_name(_name: str) -> bool:
+    return True
+
+
+def _start(ring: LogRing, ask: Ask, level: int, is_wanted: Callable[[str], bool]) -> int:
+    """The number to read after. One who lost its connection asks again for what it asked at first, ``tail`` too, and
+    misses nothing: what it saw last goes before that.
+    """
+    question: questions.LogsQuestion | questions.EventsQuestion = ask.question
+    if ask.last_event is not None:
+        return ask.last_event
+    if question.tail is None:
+        return question.since
+    return max(question.since, ring.before_last(question.tail, level=level, is_wanted=is_wanted))
 
 
 def _matcher(names: str) -> Callable[[str], bool]:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -53,6 +54,25 @@ def moectl(*arguments: str, stdin: str = "", **environ: str) -> subprocess.Compl
         [sys.executable, "-m", "moed.daemon.ctl", *arguments],
         input=stdin, capture_output=True, text=True, timeout=30, env=ENVIRONMENT | environ,
     )  # fmt: skip
+
+
+@contextmanager
+def _answering_once(path: Path, reply: bytes) -> Iterator[None]:
+    """A socket that gives the first who asks this reply, and closes."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join(10)
 
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -309,6 +329,16 @@ def test_followed_logs_come_as_they_happen_and_end_with_the_daemon(tmp_path: Pat
     assert gone.returncode == 2
 
 
+@pytest.mark.parametrize(("verb", "words"), [("logs", "7 older lines are gone"), ("events", "7 events are gone")])
+def test_a_follower_that_fell_behind_is_told(tmp_path: Path, verb: str, words: str) -> None:
+    """Wherever it began: what the daemon's memory no longer had for it is said."""
+    dropped = b'HTTP/1.1 200 OK\r\n\r\nevent: dropped\ndata: {"dropped":7}\n\n'
+    with _answering_once(tmp_path / "moed.sock", dropped):
+        told = moectl("--home", str(tmp_path), verb, "-f")
+    assert (told.returncode, told.stdout) == (0, "")
+    assert words in told.stderr
+
+
 def test_the_reader_of_a_pipe_may_leave(home: Path) -> None:
     """``moectl logs -f | head -1`` ends without a complaint."""
     for number in range(20):
@@ -507,21 +537,8 @@ def test_top_lives_on_the_whole_screen_until_it_is_interrupted(home: Path) -> No
 )
 def test_a_strangers_socket_is_no_daemon(tmp_path: Path, reply: bytes) -> None:
     """What answers there, but not as a daemon does, is said to be none."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "other.sock"))
-        listener.listen()
-
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(reply)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        with pytest.raises(DaemonUnreachable):
-            Client(tmp_path / "other.sock").get("/v1/status")
-        thread.join(10)
+    with _answering_once(tmp_path / "other.sock", reply), pytest.raises(DaemonUnreachable):
+        Client(tmp_path / "other.sock").get("/v1/status")
 
 
 def test_a_daemon_that_says_nothing_is_given_up(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from moed.protocol.receipts import CallReceipt, ReceiptSheet, claim_sheet
 from moed.protocol.tensors import plain_array, read_tensor, wire_tensor
 from support.chains import key, make_genesis
 from support.control_plane import SmallNode, daemon_thread, logs_in_memory, small_desk
+from support.http_requests import ask, get
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,19 @@ def test_a_follower_goes_on_where_it_was(daemon: tuple[Path, SmallNode], client:
     assert [event.data["number"] for event in first] == [0, 1]
     assert [one["number"] for one in told] == [2, 3, 4, 5]
     assert b"event: test.resumed\n" in received
+
+
+@pytest.mark.parametrize("path", ["/v1/events?names=test.missed&tail=2", "/v1/logs?tail=2"])
+def test_who_goes_on_after_an_event_misses_none_for_what_it_asked_at_first(
+    daemon: tuple[Path, SmallNode], path: str
+) -> None:
+    """A browser's stream asks again with its old address; the number that it adds counts, and not the ``tail``."""
+    ring = daemon[1].logs.events if "events" in path else daemon[1].logs.ring
+    seen = ring.last
+    for number in range(5):
+        structlog.get_logger().info("test.missed", number=number)
+    answer = json.loads(ask(daemon[0], get(path, f"Last-Event-ID: {seen}"))[2])
+    assert [one["number"] for one in answer.get("events", answer.get("lines"))] == [0, 1, 2, 3, 4]
 
 
 def test_events_do_not_depend_on_the_log_level(client: Client) -> None:
