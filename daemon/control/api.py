@@ -26,6 +26,8 @@ from .metrics import ControlMetrics
 API_VERSION = 1
 EVENT_STREAM = "text/event-stream"
 MAX_HEAVY_REQUESTS = 8
+# The last of them, so that readers who let theirs run never keep an administrator from `doctor` or `sql`.
+HEAVY_FOR_ADMIN = 2
 
 
 class ControlRefused(Exception):

@@ -21,10 +21,10 @@ from .dispatch import Dispatcher, Head
 
 MAX_HEAD_BYTES = 16384
 MAX_BODY_BYTES = 1 << 20
-READ_BYTES = 65536
+PIECE_BYTES = 65536  # of what is read or written at once
 IDLE_TIMEOUT_S = 30.0  # for the next request's head on a kept-open connection
 BODY_TIMEOUT_S = 30.0
-SEND_TIMEOUT_S = 10.0  # for one write to move on: a stopped `moectl logs -f` is let go after that
+SEND_TIMEOUT_S = 10.0  # for a piece to be taken: a stopped `moectl logs -f` is let go after that
 LINGER_S = 1.0
 
 
@@ -111,7 +111,7 @@ class Connection:
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _answer(self, route: Route, head: Head, body: bytes) -> None:
-        async with self._dispatcher.answering(route, head, body) as answer:
+        async with self._dispatcher.answering(route, head, body, self._access) as answer:
             if isinstance(answer, Body):
                 await self._send_body(answer)
             else:
@@ -151,6 +151,8 @@ class Connection:
                 body += event.data
                 if len(body) > MAX_BODY_BYTES:
                     raise ControlRefused(413, "too_large", f"the body is over {MAX_BODY_BYTES} bytes", "send less")
+                # One piece may hold ten thousand chunks of a byte, which h11 needs a second for: others come between.
+                await trio.lowlevel.checkpoint()
             if isinstance(event, h11.EndOfMessage):
                 return bytes(body)
             raise ClientGone
@@ -169,7 +171,7 @@ class Connection:
     async def _receive(self) -> bytes:
         """Hand the next bytes to h11; b"" when the client has closed its side. Raises `ClientGone`."""
         try:
-            data = bytes(await self._stream.receive_some(READ_BYTES))
+            data = bytes(await self._stream.receive_some(PIECE_BYTES))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise ClientGone from None
         self._http.receive_data(data)
@@ -200,9 +202,12 @@ class Connection:
         await self._write(self._http.send(h11.EndOfMessage()))
 
     async def _write(self, data: bytes | None) -> None:
+        whole = memoryview(data or b"")
         try:
-            with trio.fail_after(SEND_TIMEOUT_S):
-                await self._stream.send_all(data or b"")
+            # The limit is for each piece: who reads a long answer slowly is served, and who has stopped is let go.
+            for start in range(0, len(whole), PIECE_BYTES):
+                with trio.fail_after(SEND_TIMEOUT_S):
+                    await self._stream.send_all(whole[start : start + PIECE_BYTES])
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             raise ClientGone from None
 
@@ -210,7 +215,7 @@ class Connection:
         """Let the client read our last words before the close: unread bytes of its own would turn it into a reset."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(LINGER_S):
             await self._stream.send_eof()
-            while await self._stream.receive_some(READ_BYTES):
+            while await self._stream.receive_some(PIECE_BYTES):
                 pass
 
 

@@ -17,6 +17,7 @@ import trio
 
 from .api import (
     EVENT_STREAM,
+    HEAVY_FOR_ADMIN,
     MAX_HEAVY_REQUESTS,
     Answer,
     Ask,
@@ -83,7 +84,7 @@ class Dispatcher:
         return route
 
     @asynccontextmanager
-    async def answering(self, route: Route, head: Head, body: bytes) -> AsyncIterator[Answer]:
+    async def answering(self, route: Route, head: Head, body: bytes, access: Access) -> AsyncIterator[Answer]:
         """The answer, to be written out while inside. Leaving closes its stream and frees its place.
 
         A refusal becomes its answer; a bug becomes a 500 with an id, and is logged under it.
@@ -91,7 +92,7 @@ class Dispatcher:
         started = trio.current_time()
         async with AsyncExitStack() as held:
             try:
-                answer = await self._ask(route, head, body, held)
+                answer = await self._ask(route, head, body, access, held)
             except ControlRefused as refusal:
                 answer = refusal_body(refusal)
             except Exception as error:  # one bug in a handler must not stop the node: it is logged, counted and told
@@ -100,7 +101,7 @@ class Dispatcher:
             status = answer.status if isinstance(answer, Body) else HTTPStatus.OK
             self._services.metrics.count_request(route.name, status, trio.current_time() - started)
 
-    async def _ask(self, route: Route, head: Head, body: bytes, held: AsyncExitStack) -> Answer:
+    async def _ask(self, route: Route, head: Head, body: bytes, access: Access, held: AsyncExitStack) -> Answer:
         ask = Ask(
             _question(route, head, body),
             EVENT_STREAM in head.headers.get("accept", ""),
@@ -108,7 +109,7 @@ class Dispatcher:
             body if route.is_cbor else b"",
         )
         if route.is_heavy:
-            held.enter_context(self._place())
+            held.enter_context(self._place(access))
         answer = await route.handler(self._services, ask)
         if isinstance(answer, Body):
             return answer
@@ -118,11 +119,11 @@ class Dispatcher:
         return Events(_guarded(route, first, answer.events), answer.is_endless)
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, access: Access) -> Iterator[None]:
         """One of the places for heavy requests, or `ControlRefused`."""
-        if self._heavy == MAX_HEAVY_REQUESTS:
+        if self._heavy >= MAX_HEAVY_REQUESTS - (0 if access is Access.ADMIN else HEAVY_FOR_ADMIN):
             raise ControlRefused(
-                503, "busy", f"{MAX_HEAVY_REQUESTS} such requests are running already", "try again in a moment"
+                503, "busy", f"{self._heavy} such requests are running already", "try again in a moment"
             )
         self._heavy += 1
         try:

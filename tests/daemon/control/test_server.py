@@ -17,7 +17,11 @@ import structlog
 import trio.testing
 
 from moed.daemon.control import connection as connection_module
-from moed.daemon.control.api import MAX_HEAVY_REQUESTS
+from moed.daemon.control.api import HEAVY_FOR_ADMIN, MAX_HEAVY_REQUESTS, Body, Events, Services
+from moed.daemon.control.credentials import Access
+from moed.daemon.control.dispatch import Dispatcher, Head
+from moed.daemon.control.metrics import ControlMetrics
+from moed.daemon.control.routes import ROUTES
 from moed.daemon.control.server import MAX_CONNECTIONS, MAX_REFUSALS, ControlServer, open_control_socket
 from moed.daemon.errors import AlreadyRunning, SocketError
 from moed.daemon.logs import Logs
@@ -214,6 +218,43 @@ async def test_heavy_requests_are_bounded(tmp_path: Path) -> None:
             assert parse(await exchange(path, COMPLETE_REQUEST))[0] == 200
 
 
+async def test_readers_leave_places_for_an_administrator(tmp_path: Path) -> None:
+    """However long they let their requests run: the last places for heavy ones are not theirs."""
+    route, head = ROUTES["POST", "/v1/complete"], Head("POST", "/v1/complete", {})
+    body = COMPLETE.replace("}", ',"stream":true}').encode()
+    with logs_in_memory() as logs:
+        node = SmallNode(logs)
+        dispatcher = Dispatcher(Services(node, small_desk(node, tmp_path), logs, ControlMetrics()))
+        async with AsyncExitStack() as held:
+            for _ in range(MAX_HEAVY_REQUESTS - HEAVY_FOR_ADMIN):
+                answer = await held.enter_async_context(dispatcher.answering(route, head, body, Access.READER))
+                assert isinstance(answer, Events)
+            async with dispatcher.answering(route, head, body, Access.READER) as refused:
+                assert isinstance(refused, Body)
+                assert (refused.status, json.loads(refused.data)["code"]) == (503, "busy")
+            async with dispatcher.answering(route, head, body, Access.ADMIN) as answer:
+                assert isinstance(answer, Events)
+
+
+async def test_chunks_of_one_byte_keep_nobody_waiting(tmp_path: Path) -> None:
+    """However small the chunks of a body, other tasks have their turn after each."""
+    path, chunks, turns = tmp_path / "moed.sock", 2000, 0
+    chunked = get("/v1/complete", "Transfer-Encoding: chunked", method="POST") + "1\r\n \r\n" * chunks + "0\r\n\r\n"
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(20):
+        async with serving(path), trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            assert code_of(parse(await exchange(path, chunked))) == (400, "bad_request")
+            nursery.cancel_scope.cancel()
+    assert turns >= chunks
+
+
 async def test_connections_are_bounded(tmp_path: Path) -> None:
     """With every place taken the next caller hears so at once; a freed place is used again."""
     path = tmp_path / "moed.sock"
@@ -274,6 +315,29 @@ async def test_a_follower_that_stops_reading_is_let_go(tmp_path: Path, autojump_
         assert b'"number":1999' not in told
         assert not told.endswith(b"0\r\n\r\n")
         assert node.logs.ring.last >= before + 2000
+
+
+async def test_one_who_reads_slowly_gets_a_long_answer_whole(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The limit is for a piece to be taken, not for all of them."""
+    path = tmp_path / "moed.sock"
+    long = {"lines": ["x" * 1000] * 4000}
+
+    class Talkative(SmallNode):
+        async def losses(self) -> dict[str, Any]:
+            return long
+
+    async with (
+        serving(path, Talkative),
+        dialled(path, get("/v1/losses", "Content-Length: 2", method="POST") + "{}") as stream,
+    ):
+        answer, started = b"", trio.current_time()
+        while more := await stream.receive_some(connection_module.PIECE_BYTES):
+            answer += more
+            await trio.sleep(connection_module.SEND_TIMEOUT_S / 10)
+        assert trio.current_time() - started > connection_module.SEND_TIMEOUT_S
+        assert json.loads(parse(answer)[2]) == long
 
 
 # bugs
