@@ -10,7 +10,7 @@ from moed.models.corpora import Corpus, load_corpus
 from moed.models.experiments.members import Answering, Member, ask, train_member
 from moed.models.experiments.specialist import Altered
 from moed.models.gate import GateConfig
-from moed.models.likeness import ALIKE, MAX_MISSING, MIN_ROWS, LikenessWatch, draw_canaries
+from moed.models.likeness import AKIN, ALIKE, MAX_MISSING, MEASURED_PAIRS, MIN_ROWS, LikenessWatch, draw_canaries
 from moed.models.locks import NextByte
 from moed.models.plans import ValidatorConfig
 from moed.models.validation import ValidatorBrain
@@ -99,6 +99,33 @@ def test_the_later_of_two_alike_is_the_copy() -> None:
     assert watch.copies({1: 30, 2: 20, 9: 10}) == {1: 9, 2: 9}
     watch.keep_only({1, 3})
     assert watch.copies({}) == {}
+
+
+def test_of_many_miners_not_every_pair_is_measured_and_copies_are_found() -> None:
+    """Honest miners that are all akin: a copy and a relay are among them. What one observation costs has a bound, and
+    after a few of the usual two canaries both are found and nobody else is; a place that was left begins anew."""
+    draws = torch.Generator().manual_seed(4)
+    count, original, copy, relay = 80, 3, 41, 77
+    watch = LikenessWatch()
+
+    def observe(rows: int) -> None:
+        shared = 2 * torch.randn(24, 256, generator=draws)
+        answers = {uid: (shared + 1.5 * torch.randn(24, 256, generator=draws)).log_softmax(-1) for uid in range(count)}
+        answers[copy] = (answers[original] + 0.3 * torch.randn(24, 256, generator=draws)).log_softmax(-1)
+        answers[relay] = torch.logaddexp(answers[original] + np.log(0.25), answers[relay] + np.log(0.75))
+        watch.observe(answers, rows)
+
+    observe(MIN_ROWS)
+    pairs = [(one, other) for one in range(count) for other in range(one)]
+    assert min(watch.likeness(*pair) or 0 for pair in pairs) > AKIN
+    assert 0 < sum(watch.missing(*pair) is not None for pair in pairs) <= MEASURED_PAIRS < len(pairs)
+    for _ in range(6):
+        observe(2)
+    assert watch.copies({}) == {copy: original, relay: original}
+    watch.keep_only(set(range(count)) - {original})
+    assert watch.copies({}) == {relay: copy}
+    observe(2)
+    assert watch.likeness(original, copy) is None
 
 
 def test_an_answer_without_opinion_is_like_nobody() -> None:
