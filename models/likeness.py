@@ -139,8 +139,7 @@ class LikenessWatch:
         ranked = sorted(range(len(self._uids)), key=lambda at: (seniority.get(self._uids[at], 0), self._uids[at]))
         found = np.triu(_are_copies(self._pairs)[np.ix_(ranked, ranked)], 1)
         copied = np.flatnonzero(found.any(axis=0))
-        firsts = found[:, copied].argmax(axis=0)
-        return {self._uids[ranked[at]]: self._uids[ranked[first]] for at, first in zip(copied, firsts, strict=True)}
+        return {self._uids[ranked[at]]: self._uids[ranked[found[:, at].argmax()]] for at in copied}
 
     def keep_only(self, uids: Iterable[int]) -> None:
         """Forget every pair with a miner that is not in ``uids``."""

@@ -90,6 +90,7 @@ def test_canaries_are_no_text(tables: Corpus) -> None:
 def test_the_later_of_two_alike_is_the_copy() -> None:
     """By seniority, then by uid; of three the copies point to the first; before enough canaries nobody is accused."""
     watch = LikenessWatch()
+    assert watch.copies({}) == {}
     answers = torch.randn(40, 256, generator=torch.Generator().manual_seed(2)).log_softmax(-1)
     other = torch.randn(40, 256, generator=torch.Generator().manual_seed(3)).log_softmax(-1)
     watch.observe({1: answers, 2: answers, 3: other, 9: answers}, MIN_ROWS - 1)
