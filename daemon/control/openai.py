@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,14 @@ from .completions import Provenance, cost_of
 _DONE = b"[DONE]"
 _SEED_BITS = (1 << 63) - 1
 DEFAULT_TEMPERATURE = 1.0  # of their interface
+_SAMPLED_PLAINLY: Mapping[str, Sequence[Any]] = {
+    "n": (None, 1),
+    "top_p": (None, 1),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+}
+"""What both kinds of question may say of how to draw, besides the temperature."""
 
 
 async def list_models(services: Services, _ask: Ask) -> Answer:
@@ -52,7 +60,13 @@ async def completions(services: Services, ask: Ask) -> Answer:
 async def chat_completions(services: Services, ask: Ask) -> Answer:
     """POST /v1/chat/completions."""
     question: shapes.ChatQuestion = ask.question
-    _refuse_unfit(question, logprobs=(None, False), tools=(None, []), response_format=(None, {"type": "text"}))
+    _refuse_unfit(
+        question,
+        logprobs=(None, False),
+        tools=(None, []),
+        functions=(None, []),
+        response_format=(None, {"type": "text"}),
+    )
     prompt = "".join(_words(message) + "\n" for message in question.messages)
     length = question.max_completion_tokens or question.max_tokens or shapes.DEFAULT_CHAT_TOKENS
     return await _answer(services, question, _ChatForm(), [_task(question, prompt, length)])
@@ -71,7 +85,7 @@ def _refuse_unfit(question: shapes.CompletionsQuestion | shapes.ChatQuestion, **
     """Refuse what would change the answer in a way that the mixture cannot follow."""
     if question.model != shapes.MODEL:
         raise ControlRefused(404, "model_not_found", f"there is no model {question.model!r}", "use the model moed")
-    for name, values in {"n": (None, 1), "top_p": (None, 1), **allowed}.items():
+    for name, values in {**_SAMPLED_PLAINLY, **allowed}.items():
         if getattr(question, name) not in values:
             only = msgspec.json.encode(values[-1]).decode()
             raise _unfit(name, f"{name} can only be left out or {only}")
@@ -207,15 +221,18 @@ async def _chunks(
     is_open = False
     try:
         for index, task in enumerate(tasks):
+            opening = form.opening(index)
             texts = _texts(services, task)
             async with closing(texts):
                 async for text in texts:
                     # Not before the first text: a refusal then still has an HTTP status of its own.
-                    opening = form.opening(index)
-                    if not is_open and opening is not None:
+                    if opening is not None:
                         yield chunk([opening])
-                    is_open = True
+                    opening, is_open = None, True
                     yield chunk([form.delta(index, text, None)])
+            if opening is not None:  # it stopped before any text
+                yield chunk([opening])
+            is_open = True
             is_last = task is tasks[-1]
             more = {"moed": await _origin(services, tasks)} if is_last else {}
             yield chunk([form.delta(index, "", task.finish)], **more)

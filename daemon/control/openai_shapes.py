@@ -40,6 +40,9 @@ class _Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, Any] | None = None
     n: int | None = None
     top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, Any] | None = None
 
 
 class CompletionsQuestion(_Sampling, frozen=True, kw_only=True):
@@ -66,6 +69,7 @@ class ChatQuestion(_Sampling, frozen=True, kw_only=True):
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     tools: list[Any] | None = None
+    functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
 
 

@@ -136,9 +136,29 @@ def test_a_stop_ends_the_text_and_is_not_part_of_it(socket_path: Path, as_list: 
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def _stream_lines(path: Path, **question: Any) -> list[str]:
+def test_a_reply_that_stops_before_any_text_is_a_reply(socket_path: Path) -> None:
+    """Its chunks say whose it is, and why it ended, as those of any other."""
+    first = complete(socket_path, prompt="if the\n", max_tokens=1)["choices"][0]["text"]
+    messages = [{"role": "user", "content": "if the"}]
+    lines = _stream_lines(
+        socket_path, "/v1/chat/completions", messages=messages, temperature=0, stop=first, stream=True
+    )
+    choices = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert [choice["finish_reason"] for choice in choices] == [None, "stop"]
+
+
+def test_a_refusal_behind_a_prompt_that_stopped_at_once_is_told_as_theirs(socket_path: Path) -> None:
+    """What went out already was an answer, so that the refusal has no status of its own any more."""
+    first = complete(socket_path, max_tokens=1)["choices"][0]["text"]
+    lines = _stream_lines(socket_path, prompt=[PROMPT, "☃☃☃"], temperature=0, stop=first, stream=True)
+    assert json.loads(lines[0])["choices"][0]["finish_reason"] == "stop"
+    assert json.loads(lines[1])["error"]["code"] == "no_answer"
+
+
+def _stream_lines(path: Path, route: str = "/v1/completions", **question: Any) -> list[str]:
     body = json.dumps(question)
-    request = get("/v1/completions", f"Content-Length: {len(body.encode())}", method="POST") + body
+    request = get(route, f"Content-Length: {len(body.encode())}", method="POST") + body
     status, headers, answer = ask(path, request)
     assert (status, headers["content-type"]) == (200, "text/event-stream")
     return [line[6:].rstrip() for line in answer.decode().splitlines() if line.startswith("data: ")]
@@ -158,6 +178,9 @@ def _stream_lines(path: Path, **question: Any) -> list[str]:
         {"logprobs": 3},
         {"echo": True},
         {"top_p": 0.5},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": -1},
+        {"logit_bias": {"65": 100}},
     ],
 )
 def test_what_cannot_be_followed_is_refused(socket_path: Path, question: dict[str, Any]) -> None:
@@ -177,4 +200,6 @@ def test_what_is_possible_is_told_in_json(socket_path: Path, name: str, value: A
 def test_fields_that_change_nothing_are_passed_over(socket_path: Path) -> None:
     """Their clients send a user name, penalties of zero and the like."""
     plain = complete(socket_path)
-    assert complete(socket_path, user="me", presence_penalty=0, top_p=1, n=1)["choices"] == plain["choices"]
+    assert (
+        complete(socket_path, user="me", presence_penalty=0, logit_bias={}, top_p=1, n=1)["choices"] == plain["choices"]
+    )
