@@ -32,7 +32,11 @@ Tokens = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A registered miner that serves the kind of expert that we mix and that we have a session with."""
+    """A registered miner that serves the kind of expert that we mix and that we have a session with.
+
+    One uid is one model to us: of several experts of that kind ``expert`` is the first in the miner's record, which is
+    the first of its configuration. The others are asked by whoever names them, and earn nothing here.
+    """
 
     uid: int
     node_id: NodeId
@@ -44,10 +48,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came back: the answers by uid, and how long each of those asked took, None for no answer."""
+    """What came back: the answers by uid, how long each of those asked took, None for no answer, and whose key held
+    the uid when it was asked."""
 
     answers: dict[int, npt.NDArray[Any]]
     latency_s: dict[int, float | None]
+    keys: dict[int, bytes]
 
 
 class Panel:
@@ -80,7 +86,7 @@ class Panel:
 
     async def ask(self, rows: Mapping[int, Tokens], deadline_s: float = ANSWER_DEADLINE_S) -> Heard:
         """Ask each uid of ``rows`` about its rows [B, T], all at once."""
-        heard = Heard({}, {})
+        heard = Heard({}, {}, {uid: self.miners[uid].public_key for uid in rows if uid in self.miners})
 
         async def ask(uid: int, tokens: Tokens) -> None:
             asked_s = trio.current_time()
@@ -93,6 +99,15 @@ class Panel:
             for uid, tokens in rows.items():
                 nursery.start_soon(ask, uid, tokens)
         return heard
+
+    def still_held(self, heard: Heard) -> Heard:
+        """What was heard of those whose uid is theirs as yet: another key has not answered for the one before it."""
+        held = {uid for uid, key in heard.keys.items() if uid in self.miners and self.miners[uid].public_key == key}
+        return Heard(
+            {uid: answer for uid, answer in heard.answers.items() if uid in held},
+            {uid: latency_s for uid, latency_s in heard.latency_s.items() if uid in held},
+            {uid: heard.keys[uid] for uid in held},
+        )
 
     async def _ask_one(self, uid: int, tokens: Tokens, deadline_s: float) -> npt.NDArray[Any] | None:
         """One miner's log-probabilities for ``tokens``, or None: no answer has no value, nor has a part of one."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import codecs
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,9 @@ class Validator:
                 continue
             heard = await self._ask_plan(plan)
             async with self._brain_is_free:
+                # under the lock, because only who has it tells the brain of a new key
+                heard = self.panel.still_held(heard)
+                plan = _without(plan, set(plan.assignment) - set(heard.keys))
                 report = await self._run_blocking(self._brain.learn, plan, heard.answers)
                 for uid, latency_s in heard.latency_s.items():
                     in_time_s = None if uid in report.invalid else latency_s
@@ -189,8 +193,9 @@ class Validator:
         try:
             async with self._brain_is_free:
                 plans = await self._run_blocking(held_out_plans, self._brain, HELD_OUT_ROWS)
-            answered = [(plan, (await self._ask_plan(plan)).answers) for plan in plans]
+            asked = [(plan, await self._ask_plan(plan)) for plan in plans]
             async with self._brain_is_free:
+                answered = [(plan, self.panel.still_held(heard).answers) for plan, heard in asked]
                 report = await self._run_blocking(held_out_losses, self._brain, answered)
         except NotEnoughAnswers as error:
             raise ControlRefused(503, "not_enough_answers", str(error), "wait until more miners answer") from error
@@ -249,13 +254,22 @@ class Validator:
         shares: list[dict[str, float]] = [{} for _ in inputs]
         await self._meet()
 
+        refused: list[ControlRefused] = []
+
         async def one(row: int) -> None:
-            mixed = await self._mix_next(inputs[row, -self._brain.config.length :])
+            try:
+                mixed = await self._mix_next(inputs[row, -self._brain.config.length :])
+            except ControlRefused as error:
+                refused.append(error)
+                nursery.cancel_scope.cancel()
+                return
             log_probs[row], shares[row] = mixed.log_probs, _by_text(mixed.weights)
 
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        async with trio.open_nursery() as nursery:
             for row in range(len(inputs)):
                 nursery.start_soon(one, row)
+        if refused:
+            raise refused[0]
         return log_probs, shares
 
     async def _mix_next(self, context: Tokens) -> Mixed:
@@ -266,10 +280,11 @@ class Validator:
             except NotEnoughAnswers as error:
                 raise _nobody() from error
         heard = await self.panel.ask(dict.fromkeys(route.uids, context[None]))
-        try:
-            mixed = self._brain.mix(route, context, heard.answers)
-        except NotEnoughAnswers as error:
-            raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
+        async with self._brain_is_free:
+            try:
+                mixed = self._brain.mix(route, context, heard.answers)
+            except NotEnoughAnswers as error:
+                raise ControlRefused(503, "not_enough_answers", str(error), "try again") from error
         for uid, code in mixed.refused.items():
             logger.warning("validator.answer_refused", uid=uid, code=code)
         return mixed
@@ -323,6 +338,14 @@ class Validator:
         except ControlRefused as error:
             raise Refused(error.code, error.message) from error
         return Reply(pieces)
+
+
+def _without(plan: Plan, gone: Collection[int]) -> Plan:
+    """``plan`` without the miners that it was not put to: silence would be held against whoever has their uids now."""
+    if not gone:
+        return plan
+    assignment = {uid: rows for uid, rows in plan.assignment.items() if uid not in gone}
+    return replace(plan, uids=tuple(uid for uid in plan.uids if uid not in gone), assignment=assignment)
 
 
 def _rows_of(call: Call) -> Tokens:
