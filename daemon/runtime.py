@@ -280,22 +280,25 @@ class Runtime:
             self._queue_delay_s += (began_s - request.submitted_s - self._queue_delay_s) * _EMA_SHARE
         inputs = _joined([request.inputs for request in batch.requests])
         gradients = [request.gradients for request in batch.requests if request.gradients is not None]
-        try:
-            if gradients:
-                hosted = cast("TeachableHosted", state.hosted)  # `backward` lets no other request in
-                answer, busy_s = await self._run_blocking(
-                    _timed, self._in_parts, state, hosted.gradient, inputs, _joined(gradients)
-                )
-                busy_s += state.learn_s  # the step is still to come, and takes what it took last time
-            elif self._is_quick(state, batch.rows):
-                answer, busy_s = _timed(self._in_parts, state, state.hosted.forward, inputs)
-            else:
-                answer, busy_s = await self._run_blocking(_timed, self._in_parts, state, state.hosted.forward, inputs)
-        except ExpertError as error:
-            _log.warning("expert.failed", expert=batch.expert, rows=batch.rows, reason=str(error))
-            for request in batch.requests:
-                self._resolve(request, error=error)
+        if gradients:
+            hosted = cast("TeachableHosted", state.hosted)  # `backward` lets no other request in
+            answer, busy_s = await self._run_blocking(
+                _timed, _tried, self._in_parts, state, hosted.gradient, inputs, _joined(gradients)
+            )
+        elif self._is_quick(state, batch.rows):
+            answer, busy_s = _timed(_tried, self._in_parts, state, state.hosted.forward, inputs)
+        else:
+            answer, busy_s = await self._run_blocking(
+                _timed, _tried, self._in_parts, state, state.hosted.forward, inputs
+            )
+        if isinstance(answer, ExpertError):
+            _log.warning("expert.failed", expert=batch.expert, rows=batch.rows, reason=str(answer))
+            for request, charge in zip(batch.requests, charges, strict=True):
+                charge(busy_s * len(request.inputs) / batch.rows)  # the device was at it all the same
+                self._resolve(request, error=answer)
             return
+        if gradients:
+            busy_s += state.learn_s  # the step is still to come, and takes what it took last time
         if not gradients:
             self._learn_rate(state, batch.rows, trio.current_time() - began_s, busy_s)
         state.rows_served += batch.rows
@@ -313,8 +316,10 @@ class Runtime:
         """``function`` of batches of equal length, in parts that fit the device's memory.
 
         A part that does not fit is halved, and that is the expert's limit from then on: the caller is served, only
-        later. Raises `OutOfMemory` where not even one row fits.
+        later. A gradient begins again with the first part then: the step after it is to be along that of all rows, and
+        a part that failed left nothing of those before it. Raises `OutOfMemory` where not even one row fits.
         """
+        is_gradient = len(batches) > 1
         rows, at, parts = len(batches[0]), 0, list[Rows]()
         while at < rows:
             part = [one[at : at + state.rows_at_once] for one in batches]
@@ -328,6 +333,8 @@ class Runtime:
                 _log.warning(
                     "memory.exceeded", expert=state.hosted.name, rows=size, limit=state.rows_at_once, reason=str(error)
                 )
+                if is_gradient:
+                    at, parts = 0, []
                 continue
             at += len(part[0])
         return _joined(parts)
@@ -406,6 +413,14 @@ def _are_bounded(rows: Rows) -> bool:
 def _joined(parts: list[Rows]) -> Rows:
     """One batch of several; a single one is not copied."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _tried(function: Callable[..., T], *arguments: Any) -> T | ExpertError:
+    """The error as a value, so that what led to it can be timed."""
+    try:
+        return function(*arguments)
+    except ExpertError as error:
+        return error
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:

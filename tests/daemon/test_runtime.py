@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,60 @@ async def test_who_gives_up_a_gradient_pays_for_it(
     await trio.sleep(1)
     assert layer.training_steps == 1
     assert [one > 0 for one in charged_s] == [True]
+
+
+async def test_a_gradient_that_fails_is_paid_for(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """By all callers of the batch, by their rows: else who only sends what fails is never out of budget."""
+    layer = HostedLayer(LayerSpec(name="h", layer="identity", width=4), Hungry(0), tmp_path / "h.ckpt")
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    charged_s: dict[int, float] = {}
+
+    async def fail(count: int) -> None:
+        rows = np.ones((count, 4), np.float32)
+        charge = partial(charged_s.__setitem__, count)
+        with pytest.raises(OutOfMemory):
+            await runtime.backward("h", rows, rows, caller=b"", stake_share=1.0, deadline=FAR, charge=charge)
+
+    async with trio.open_nursery() as callers:
+        callers.start_soon(fail, 1)
+        callers.start_soon(fail, 3)
+    assert charged_s[3] == pytest.approx(3 * charged_s[1])
+    assert charged_s[1] > 0
+
+
+class Crowded(nn.Module):
+    """Memory is short at its first call, and again at its third: somebody else took some meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls in (1, 3):
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return x * self.weight
+
+
+async def test_a_step_is_along_the_gradient_of_all_parts(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The second part does not fit any more: what the first one brought, and would be most of it, is not lost."""
+    module = Crowded()
+    layer = HostedLayer(LayerSpec(name="h", layer="identity", width=4), module, tmp_path / "h.ckpt")
+    runtime = Runtime([layer], RuntimeConfig(training_share=0.0), run_blocking=charged)
+    await nursery.start(runtime.run)
+    rows = np.ones((8, 4), np.float32)
+    gradients = np.repeat(np.array([1.0, -0.1], np.float32), 4)[:, None] * rows
+    found = await runtime.backward("h", rows, gradients, caller=b"", stake_share=1.0, deadline=FAR)
+    assert np.allclose(found, gradients)
+    await trio.sleep(1)
+    assert layer.training_steps == 1
+    assert float(module.weight.detach()) < 1
 
 
 async def test_what_does_not_fit_in_single_rows_is_an_error(
