@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,31 +69,44 @@ class HeldOut:
 def gather_held_out(brain: ValidatorBrain, answered_plans: Sequence[tuple[Plan, Mapping[int, object]]]) -> HeldOut:
     """What the answers to the plans of one `held_out_plans` leave to compare.
 
-    Members are the miners that answered at least half of the rows; the rows that all of them answered count, for
-    every system. Raises `NotEnoughAnswers` where that leaves some domain without a row.
+    Members are the miners that answered at least half of the rows, those that answered most first; one that would leave
+    some domain without a row that all have answered stays out. The rows that all members answered count, for every
+    system. Raises `NotEnoughAnswers` where there is no member.
     """
     if not answered_plans:
         raise NotEnoughAnswers("no held-out plan was asked")
     plans = [brain.still_known(plan) for plan, _ in answered_plans]
     reads = [brain.judging.read(plan, answers) for plan, (_, answers) in zip(plans, answered_plans, strict=True)]
     answered = torch.cat([read.answered for read in reads])
-    is_member = answered.float().mean(dim=0) >= 0.5
-    uids = tuple(uid for uid, member in zip(plans[0].uids, is_member.tolist(), strict=True) if member)
-    if not uids:
-        raise NotEnoughAnswers("no miner answered half of the held-out rows")
-    kept = answered[:, is_member].all(dim=-1)
-    domains = np.array([name for plan in plans for name in plan.domains])[kept.numpy()]
-    missing = {lock.name for lock in brain.locks} - set(domains)
-    if missing:
-        raise NotEnoughAnswers(f"no held-out row of {', '.join(sorted(missing))} was answered by every member")
+    domains = np.array([name for plan in plans for name in plan.domains])
+    members = _choose_members(answered.numpy(), domains, {lock.name for lock in brain.locks})
+    if not members:
+        raise NotEnoughAnswers("no miner answered half of the held-out rows, some of every domain among them")
+    uids = tuple(plans[0].uids[at] for at in members)
+    kept = answered[:, members].all(dim=-1)
     return HeldOut(
         uids,
         torch.cat([torch.from_numpy(plan.tokens) for plan in plans])[kept],
         torch.cat([torch.from_numpy(plan.scored) for plan in plans])[kept],
-        torch.cat([read.target_log_probs for read in reads])[kept][..., is_member],
+        torch.cat([read.target_log_probs for read in reads])[kept][..., members],
         torch.cat([brain.judge_baseline(plan) for plan in plans])[kept],
-        domains,
+        domains[kept.numpy()],
     )
+
+
+def _choose_members(
+    answered: npt.NDArray[np.bool_], domains: npt.NDArray[np.str_], wanted: Collection[str]
+) -> list[int]:
+    """Which of the K miners that ``answered`` [B, K] rows of these ``domains`` [B] are compared, ascending."""
+    counts = answered.sum(axis=0)
+    kept = np.ones(len(domains), dtype=bool)
+    members = []
+    for at in np.argsort(-counts, kind="stable").tolist():
+        common = kept & answered[:, at]
+        if 2 * counts[at] >= len(domains) and set(domains[common]) == set(wanted):
+            kept = common
+            members.append(at)
+    return sorted(members)
 
 
 def held_out_losses(

@@ -52,6 +52,8 @@ class StudyConfig(Record, frozen=True):
     check_rows: int = 64
     # how often, in trials, somebody other than the best so far is tried
     retry_chance: float = 0.2
+    # a teacher that is away for fewer steps is not a new one when it comes back
+    remember_steps: int = 1200
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.trial_lessons < 1 or self.trial_steps < 1 or self.check_rows < 1:
@@ -115,6 +117,8 @@ class Study:
         self._rng = np.random.default_rng((seed, 2))
         self._lock = threading.Lock()
         self._records: dict[str, TeacherRecord] = {}
+        self._present: set[str] = set()
+        self._left_at: dict[str, int] = {}  # at which step those left that are remembered
         self._inbox: deque[tuple[Question, object]] = deque()
         self._to_scout: deque[str] = deque()
         self._trial: _Trial | None = None
@@ -132,19 +136,26 @@ class Study:
 
     @property
     def records(self) -> Mapping[str, TeacherRecord]:
-        """What is known of each teacher."""
+        """What is known of each teacher, those included that left a short while ago."""
         with self._lock:
             return dict(self._records)
 
     def set_teachers(self, names: Iterable[str]) -> None:
-        """Make ``names`` the teachers that can be asked; new ones are scouted first."""
+        """Make ``names`` the teachers that can be asked; new ones are scouted first.
+
+        Who left keeps its record for a while: a session that broke is no reason to measure everything again.
+        """
         wanted = set(names)
         with self._lock:
-            for name in sorted(wanted - set(self._records)):
-                self._records[name] = TeacherRecord()
-                self._to_scout.append(name)
-            for name in set(self._records) - wanted:
-                del self._records[name]
+            self._left_at |= dict.fromkeys(self._present - wanted, self.steps)
+            for name in [one for one, at in self._left_at.items() if self.steps - at >= self.config.remember_steps]:
+                del self._left_at[name], self._records[name]
+            for name in sorted(wanted - self._present):
+                self._left_at.pop(name, None)
+                record = self._records.setdefault(name, TeacherRecord())
+                if record.complement_bits is None and name not in self._to_scout:
+                    self._to_scout.append(name)
+            self._present = wanted
             if self._trial is not None and self._trial.teacher not in wanted:
                 self._trial = None
 
@@ -158,14 +169,14 @@ class Study:
     def _next_question(self) -> Question | None:
         while self._to_scout:
             name = self._to_scout.popleft()
-            if name in self._records:
+            if name in self._present:
                 return self._ask(name, "scout", self._check)
         trial = self._trial
         if trial is not None and trial.issued < self.config.trial_lessons:
             trial.issued += 1
             return self._ask(trial.teacher, "trial", self.trainer.corpus, trial.round)
         teacher = self._teacher
-        if teacher is not None and teacher in self._records:
+        if teacher is not None and teacher in self._present:
             return self._ask(teacher, "lesson", self.trainer.corpus)
         return None
 
@@ -188,7 +199,7 @@ class Study:
         with self._lock:
             while self._inbox:
                 self._read(*self._inbox.popleft())
-            if self._teacher is not None and self._teacher not in self._records:
+            if self._teacher is not None and self._teacher not in self._present:
                 self._leave()
             self._choose_candidate()
             trial = self._trial
@@ -202,9 +213,9 @@ class Study:
         return self.trainer.step(lesson, trust=self.config.trust)
 
     def _read(self, question: Question, answer: object) -> None:
-        record = self._records.get(question.teacher)
-        if record is None:
+        if question.teacher not in self._present:
             return  # it left
+        record = self._records[question.teacher]
         try:
             lesson = read_lesson(question.rows, answer)
         except InvalidAnswer:
@@ -243,13 +254,14 @@ class Study:
         """Put the next teacher on trial when it is time."""
         if self._trial is not None or self.steps < self._next_trial_at:
             return
-        scouted = {name: one for name, one in self._records.items() if one.complement_bits is not None}
-        if len(scouted) < len(self._records) and self.steps < self.config.trial_steps:
+        present = {name: self._records[name] for name in sorted(self._present)}
+        scouted = {name: one for name, one in present.items() if one.complement_bits is not None}
+        if len(scouted) < len(present) and self.steps < self.config.trial_steps:
             return  # the first answers are not all in: who was asked first is not the best for that
         if not scouted or self.steps - self._scouted_at >= self.config.trial_every_steps:
             # who helps changes as the student learns: see again what each has that it lacks
             self._scouted_at = self.steps
-            self._to_scout.extend(sorted(set(self._records) - set(self._to_scout)))
+            self._to_scout.extend(sorted(self._present - set(self._to_scout)))
             self._next_trial_at = self.steps + self.config.trial_steps
             return
         untried = [name for name, one in scouted.items() if one.trials == 0 and (one.complement_bits or 0) > 0]

@@ -109,6 +109,28 @@ def test_teachers_may_leave_at_any_moment(tables: Corpus) -> None:
     assert teacher_of(study) is None
 
 
+def test_a_teacher_that_was_away_for_a_moment_is_no_new_one(tables: Corpus) -> None:
+    """A session that broke costs it neither its credit nor its trials; after a long while it begins anew."""
+    study = make_study(tables)
+    good = CountedExpert(tables)
+    learn(study, {"good": good}, 60)
+    before = study.records["good"]
+    assert before.trials > 0
+    study.set_teachers(())
+    study.step()
+    assert (teacher_of(study), study.question()) == (None, None)
+    study.set_teachers({"good"})
+    assert study.records == {"good": before}
+    question = study.question()
+    assert question is None or question.purpose != "scout"
+    learn(study, {"good": good}, 120)
+    assert teacher_of(study) == "good"
+    study.set_teachers(())
+    study.steps += CONFIG.remember_steps
+    study.set_teachers(())
+    assert study.records == {}
+
+
 def test_a_teacher_may_leave_while_a_step_begins(tables: Corpus) -> None:
     """The other thread has its turn as soon as the lock is free: the step is then one without a trial."""
     study = make_study(tables)

@@ -264,6 +264,22 @@ def test_held_out_compares_everyone_on_the_same_rows(
         held_out_losses(trained, [])
 
 
+def test_members_without_a_row_in_common_are_not_compared_with_each_other(
+    trained: ValidatorBrain, experts: dict[int, CountedExpert]
+) -> None:
+    """Of two that answered a half each, the other one than the first's, one stays out; so does who knows one domain."""
+    plans = held_out_plans(trained, 8)
+    pairs = [(plan, ask(experts, plan)) for plan in plans]
+    for at, (_, answers) in enumerate(pairs):
+        answers.pop(4 if at % 2 else 9)
+    report = held_out_losses(trained, pairs)
+    assert (set(report.member_losses), report.rows) == ({4, 7}, 12)
+    for _, answers in pairs:
+        answers.pop(7)
+        answers.pop(9, None)
+    assert set(held_out_losses(trained, pairs).member_losses) == {4}
+
+
 def test_the_held_out_rows_are_the_same_for_every_validator(corpora: list[Corpus]) -> None:
     """Whatever its seed: so their reports can be compared."""
     one, other = (held_out_plans(make_brain(corpora, seed), 4) for seed in (1, 2))
