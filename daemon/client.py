@@ -182,4 +182,5 @@ def _with_query(path: str, query: Mapping[str, Any] | None) -> str:
         for name, value in (query or {}).items()
         if value is not None
     }
-    return f"{path}?{urlencode(given)}" if given else path
+    # What is no text goes as the bytes that it is; the daemon says what it thinks of them.
+    return f"{path}?{urlencode(given, errors='surrogateescape')}" if given else path

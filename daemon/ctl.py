@@ -16,7 +16,7 @@ import click
 from moed import __version__
 
 from .ctl_operator import OPERATOR_VERBS
-from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options
+from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, given_text, in_batches, output_options
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, NodeError
 from .fleet_verbs import fleet
 from .ledger_verbs import add_ledger_verbs
@@ -173,8 +173,7 @@ def doctor(target: Target, as_json: bool) -> None:
 @click.pass_obj
 def complete(target: Target, text: str, max_bytes: int, temperature: float, seed: int | None, as_json: bool) -> None:
     """Continue TEXT through the mixture of experts; "-" reads it from standard input."""
-    prompt = sys.stdin.read() if text == "-" else text
-    body = {"prompt": prompt, "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
+    body = {"prompt": given_text(text), "max_bytes": max_bytes, "temperature": temperature, "seed": seed}
     client = target.client(SLOW_ANSWER_TIMEOUT_S)
     if as_json:
         emit(client.post("/v1/complete", body), as_json, "complete")
@@ -212,7 +211,7 @@ def losses(target: Target, as_json: bool) -> None:
 @click.pass_obj
 def route(target: Target, text: str, as_json: bool) -> None:
     """Whom the gate asks about TEXT, and what each answer is worth; "-" reads it from standard input."""
-    question = {"text": sys.stdin.read() if text == "-" else text}
+    question = {"text": given_text(text)}
     emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/route", question), as_json, "route")
 
 
@@ -310,10 +309,18 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # `moectl logs | head`: whoever read has enough. Python would complain again while it closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()  # `moectl logs | head`: whoever read has enough
         return EXIT_DONE
+    except OSError as error:
+        _give_up_output()  # `moectl logs > FILE` on a full disk
+        click.echo(f"moectl: {error.strerror or error}", err=True)
+        return EXIT_FAILED
     return EXIT_DONE
+
+
+def _give_up_output() -> None:
+    """Let what is still to be written go nowhere: Python would complain again while it closes the stream."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_place(error: click.UsageError) -> click.UsageError:

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from .ctl_target import MAX_LINES, SLOW_ANSWER_TIMEOUT_S, Target, emit, in_batches, output_options, print_json
+from .ctl_target import (
+    MAX_LINES,
+    SLOW_ANSWER_TIMEOUT_S,
+    Target,
+    emit,
+    given_text,
+    in_batches,
+    output_options,
+    print_json,
+)
 from .errors import EXIT_FAILED, EXIT_NO_DAEMON, EXIT_USAGE, ConfigError
 
 WAIT_PAUSE_S = 0.1
@@ -72,8 +81,7 @@ def sql(target: Target, query: str | None, list_tables: bool, as_json: bool) -> 
         query = "select name, columns from tables"
     if query is None:
         raise click.UsageError("give a QUERY, or --tables")
-    text = sys.stdin.read() if query == "-" else query
-    emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/sql", {"query": text}), as_json, "sql")
+    emit(target.client(SLOW_ANSWER_TIMEOUT_S).post("/v1/sql", {"query": given_text(query)}), as_json, "sql")
 
 
 @click.command(epilog="Example: moectl wait --for synced --timeout 60 && moectl rankings")

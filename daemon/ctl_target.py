@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,6 +82,16 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         run = option(run)
     return run
+
+
+def given_text(argument: str) -> str:
+    """The text that a verb is given: standard input for "-". Raises `click.UsageError` for what is not UTF-8."""
+    try:
+        text = sys.stdin.buffer.read().decode() if argument == "-" else argument
+        text.encode()  # bytes of the command line that are no text stand in it as surrogates
+    except UnicodeError as error:
+        raise click.UsageError("the text is not UTF-8") from error
+    return text
 
 
 def print_json(answer: Any) -> None:

@@ -40,6 +40,9 @@ ENVIRONMENT = {
 }
 
 
+COMMAND = (sys.executable, "-m", "moed.daemon.ctl", "--home")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The home of a daemon that answers."""
@@ -422,6 +425,34 @@ def test_no_verb_takes_what_it_does_not_know(
         assert f"Usage: {' '.join(path)} " in told
         assert f"Try '{' '.join(path)} --help'" in told
         assert "--nope" in told
+
+
+@pytest.mark.parametrize("verb", ["complete", "route", "sql"])
+def test_what_is_no_text_is_wrong_usage(home: Path, verb: str) -> None:
+    """Bytes that are not UTF-8, on the command line and on standard input."""
+    for given in ("-", os.fsdecode(b"The \xff")):
+        command = [*COMMAND, str(home), verb, given]
+        environ = ENVIRONMENT | {"PYTHONIOENCODING": "utf-8:strict"}
+        done = subprocess.run(command, input=b"The \xff", capture_output=True, timeout=30, env=environ)
+        assert done.returncode == 3
+        assert b"the text is not UTF-8" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_filter_that_is_no_text_fits_nothing(home: Path) -> None:
+    """No name is like it, and there is no traceback."""
+    command = [*COMMAND, str(home), "events", "--filter", os.fsdecode(b"\xff")]
+    done = subprocess.run(command, capture_output=True, timeout=30, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_an_answer_that_cannot_be_written_exits_with_1(home: Path, options: tuple[str, ...]) -> None:
+    """On a full disk there is one line that says so."""
+    command = [*COMMAND, str(home), "status", *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (1, "moectl: No space left on device\n")
 
 
 def test_help_and_version_exit_with_0() -> None:
