@@ -22,7 +22,9 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("a plot needs matplotlib", "pip install 'moed[plots]', or leave --png and --json out") from error
+        raise ConfigError(
+            "a plot needs matplotlib", "pip install 'moed[plots]', or leave --png and --json out"
+        ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
