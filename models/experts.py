@@ -7,7 +7,6 @@ architecture) is the miner's affair.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from moed.protocol.codec import Record
 
 from .device import CPU, Device
 from .errors import ModelRefused, ShapeMismatch
+from .factories import call_factory
 from .ngrams import ngram_buckets
 
 TEXT_NEXT = "text.next"
@@ -243,17 +243,10 @@ def _built_in_module(spec: ExpertSpec) -> nn.Module:
 
 def _own_module(spec: ExpertSpec) -> nn.Module:
     """The module that the operator's own factory makes. Only the local configuration names a factory."""
-    where, _, name = (spec.factory or "").partition(":")
     try:
-        make = getattr(importlib.import_module(where), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ModelRefused(
-            f"expert {spec.name!r}: factory {spec.factory!r} is not an importable 'pkg.mod:make': {error}"
-        ) from error
-    try:
-        module = make(**spec.options)
-    except TypeError as error:  # options that it does not take, most likely
-        raise ModelRefused(f"expert {spec.name!r}: factory {spec.factory!r}: {error}") from error
+        module = call_factory(spec.factory or "", **spec.options)
+    except ModelRefused as error:
+        raise ModelRefused(f"expert {spec.name!r}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelRefused(
             f"expert {spec.name!r}: factory {spec.factory!r} made a {type(module).__name__}, not a torch Module"

@@ -11,7 +11,6 @@ lock can train the gate.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .corpora import Corpus, Split, Tokens
 from .errors import ModelRefused
+from .factories import call_factory
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +94,9 @@ def as_lock(one: Lock | Corpus) -> Lock:
 def load_lock(factory: str) -> Lock:
     """The lock that ``factory`` ("pkg.mod:make") makes, called without arguments. Never read from the network.
 
-    Raises `ModelRefused` for what cannot be imported or is no lock.
+    Raises `ModelRefused` for what cannot be imported, fails or is no lock.
     """
-    where, _, name = factory.partition(":")
-    try:
-        make = getattr(importlib.import_module(where), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ModelRefused(f"{factory!r} is not an importable 'pkg.mod:make': {error}") from error
-    try:
-        made = make()
-    except Exception as error:  # the operator's own code, of which we know nothing
-        raise ModelRefused(f"{factory!r} failed: {type(error).__name__}: {error}") from error
+    made = call_factory(factory)
     if not isinstance(made, Lock):
         raise ModelRefused(f"{factory!r} made a {type(made).__name__}, which has not all that a lock needs")
     return made

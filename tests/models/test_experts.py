@@ -80,6 +80,7 @@ def test_weights_come_from_the_seed_alone() -> None:
         (ExpertSpec(name="x", factory="no.such.module:make"), "not an importable"),
         (ExpertSpec(name="x", factory="torch.nn"), "not an importable"),
         (ExpertSpec(name="x", factory="builtins:dict"), "made a dict, not a torch Module"),
+        (ExpertSpec(name="x", factory="support.locks:make_trouble"), "KeyError"),
     ],
 )
 def test_what_cannot_be_built_is_named(wrong: ExpertSpec, message: str) -> None:
