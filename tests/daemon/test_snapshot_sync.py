@@ -33,6 +33,7 @@ from moed.protocol.codec import encode_record
 from moed.protocol.identity import Identity, NodeId
 from support.chains import key, make_genesis, sign_commit, signed
 from support.peering import until
+from support.running_chains import sessions_of
 
 PARAMS = ChainParams(
     block_interval_ms=50, tempo=10, timeout_propose_ms=2_000, timeout_vote_ms=1_000, fee_per_byte=0, min_stake=0
@@ -96,13 +97,7 @@ async def run_chain(
             snapshots=SnapshotSync(store, folder / "incoming", checkpoint=checkpoint) if begins_late else None,
             checkpoint=checkpoint,
         )
-        peers = Peers(
-            identity,
-            GENESIS.network_id,
-            handlers=serves(chain.handlers()),
-            on_connected=chain.greet,
-            on_disconnected=lambda peer: chain.forget(peer.node_id),
-        )
+        peers = sessions_of(chain, identity, serves(chain.handlers()))
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with trio.open_nursery() as nursery:
             await nursery.start(chain.run, peers)

@@ -46,6 +46,17 @@ async def listen() -> tuple[trio.SocketListener, Address]:
     return listener, Address("127.0.0.1", listener.socket.getsockname()[1])
 
 
+def sessions_of(chain: Chain, identity: Identity, handlers: Mapping[str, Handler]) -> Peers:
+    """Sessions of a chain, which greet and forget as the daemon's do."""
+    return Peers(
+        identity,
+        chain.head.network_id,
+        handlers=handlers,
+        on_connected=chain.greet,
+        on_disconnected=lambda peer: chain.forget(peer.node_id),
+    )
+
+
 @asynccontextmanager
 async def run_chain(
     folder: Path,
@@ -59,13 +70,7 @@ async def run_chain(
     with Store(folder / "chain.db", GENESIS) as store:
         signer = Signer(identity, GENESIS.network_id, FileJournal(folder / "signed.journal")) if signs else None
         chain = Chain(store.load_head(), store, identity, signer, now_ms=now_ms)
-        peers = Peers(
-            identity,
-            GENESIS.network_id,
-            handlers=serves(chain.handlers()),
-            on_connected=chain.greet,
-            on_disconnected=lambda peer: chain.forget(peer.node_id),
-        )
+        peers = sessions_of(chain, identity, serves(chain.handlers()))
         listener, address = await listen()
         async with trio.open_nursery() as nursery:
             await nursery.start(chain.run, peers)
